@@ -1,0 +1,1 @@
+"""forgelib: the thin package behind the Agent Forge workbook."""
