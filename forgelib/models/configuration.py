@@ -30,7 +30,7 @@ class CognateConfig(PreTrainedConfig):
     """
 
     model_type = "cognate"
-    attribute_map = {
+    attribute_map = {  # noqa: RUF012 (the library's own form)
         "hidden_size": "d_model",
         "num_hidden_layers": "n_layers",
         "num_attention_heads": "n_heads",

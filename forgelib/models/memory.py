@@ -78,8 +78,9 @@ def _read_whole_chunks(state: MemoryState, writes: Writes, size: int) -> tuple[T
     """T = N x `size`. With A[t, s] = sum over s <= r <= t of (P_t / P_r)(E_r / E_s), P and E running products of
     decay and eta within a chunk, and c_t = sum over r <= t of (P_t / P_r) E_r:
 
-        M_t = P_t M_0 + c_t S_0 + sum_s A[t, s] theta_s e_s k_s^T          S_t = E_t S_0 + sum_s (E_t / E_s) theta_s e_s k_s^T
-        (I + L) e = v - P_{t-1} M_0 k - c_{t-1} S_0 k                      L[t, s] = A[t-1, s] theta_s (k_s . k_t)
+        M_t = P_t M_0 + c_t S_0 + sum_s A[t, s] theta_s e_s k_s^T
+        S_t = E_t S_0 + sum_s (E_t / E_s) theta_s e_s k_s^T
+        (I + L) e = v - P_{t-1} M_0 k - c_{t-1} S_0 k,      L[t, s] = A[t-1, s] theta_s (k_s . k_t)
     """
     q, k, v, eta, theta, decay = (x.unflatten(2, (-1, size)) for x in writes)  # [B, H, N, C, ...]
     kept, kept_since = running_products(decay)  # P_t and P_t / P_s
