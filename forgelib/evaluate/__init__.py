@@ -1,1 +1,29 @@
+"""Floor 2: measurements of any causal language model - accuracy, perplexity, diversity, intervals."""
 
+from .accuracy import Answers, answer_by_generation, first_line, most_common_answer_accuracy
+from .diversity import (
+    cycles_per_text,
+    interleaved_latency,
+    memory_share_per_text,
+    relative_spread,
+    spread_of_means,
+    spread_of_medians,
+)
+from .intervals import bootstrap_interval
+from .perplexity import losses_per_text, perplexity
+
+__all__ = [
+    "Answers",
+    "answer_by_generation",
+    "bootstrap_interval",
+    "cycles_per_text",
+    "first_line",
+    "interleaved_latency",
+    "losses_per_text",
+    "memory_share_per_text",
+    "most_common_answer_accuracy",
+    "perplexity",
+    "relative_spread",
+    "spread_of_means",
+    "spread_of_medians",
+]

@@ -1,0 +1,71 @@
+"""Do the specialists behave differently? Halting, memory use and latency of several models on the same texts."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def relative_spread(*means: float) -> float:
+    """(largest - smallest) / mean: 0 for identical models, 1 where the range is as wide as the mean. No unit."""
+    values = np.asarray(means, dtype=float)
+    return float((values.max() - values.min()) / values.mean())
+
+
+def spread_of_means(*samples: np.ndarray) -> float:
+    """`relative_spread` of the samples' means: the statistic that the diversity gate bootstraps over texts."""
+    return relative_spread(*(float(sample.mean()) for sample in samples))
+
+
+def spread_of_medians(*samples: np.ndarray) -> float:
+    """`relative_spread` of the samples' medians, for timings, whose outliers are interruptions."""
+    return relative_spread(*(float(np.median(sample)) for sample in samples))
+
+
+@torch.no_grad()
+def cycles_per_text(model: torch.nn.Module, input_ids: Tensor, batch_size: int = 16) -> np.ndarray:
+    """Mean recursion cycles per token of each text, [N]; input_ids [N, T]."""
+    model.eval()
+    parts = [model(input_ids=rows.long(), use_cache=False).n_cycles for rows in input_ids.split(batch_size)]
+    return torch.cat(parts).float().mean(dim=1).double().numpy()
+
+
+@torch.no_grad()
+def memory_share_per_text(model: torch.nn.Module, input_ids: Tensor) -> np.ndarray:
+    """Share of the mixed signal that comes from memory in each text, mean over the memories, [N], 0 to 1."""
+    model.eval()
+    shares = [model(input_ids=row[None].long(), use_cache=False).memory_share.mean() for row in input_ids]
+    return torch.stack(shares).double().numpy()
+
+
+@torch.no_grad()
+def interleaved_latency(models: Sequence[torch.nn.Module], prompts: Tensor, n_new_tokens: int) -> np.ndarray:
+    """Milliseconds per generated token, [n models, n prompts], batch 1, greedy.
+
+    For every prompt the models take turns, in an order that rotates, so drift of the machine's speed cancels.
+    prompts: [N, T]. One untimed round warms up.
+    """
+    latencies = np.zeros((len(models), len(prompts)))
+    for model in models:
+        _generate(model, prompts[:1], n_new_tokens)
+    for p in range(len(prompts)):
+        for turn in range(len(models)):
+            m = (turn + p) % len(models)
+            start = time.perf_counter()
+            _generate(models[m], prompts[p : p + 1], n_new_tokens)
+            latencies[m, p] = 1000 * (time.perf_counter() - start) / n_new_tokens
+    return latencies
+
+
+def _generate(model: torch.nn.Module, prompt: Tensor, n_new_tokens: int) -> None:
+    model.eval()
+    model.generate(
+        prompt.long(),
+        attention_mask=torch.ones_like(prompt, dtype=torch.long),
+        min_new_tokens=n_new_tokens,
+        max_new_tokens=n_new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )

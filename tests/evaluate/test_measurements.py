@@ -1,0 +1,119 @@
+"""Measurements agree with what is known beforehand: a model that can only count, identical models, known spreads."""
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from forgelib.evaluate import (
+    answer_by_generation,
+    bootstrap_interval,
+    cycles_per_text,
+    interleaved_latency,
+    losses_per_text,
+    memory_share_per_text,
+    most_common_answer_accuracy,
+    perplexity,
+    relative_spread,
+    spread_of_means,
+)
+from forgelib.models import CognateConfig, CognateForCausalLM
+
+
+@pytest.fixture
+def tokenizer():
+    letters = {letter: i for i, letter in enumerate(["<pad>", "<eos>", *"abcdefgh", "\n"])}
+    tokens = Tokenizer(models.WordLevel(letters, unk_token="<pad>"))
+    tokens.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokens.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<pad>", eos_token="<eos>")
+
+
+class AlphabetModel(LlamaForCausalLM):
+    """Always says the next letter: a model whose right answers are known without training."""
+
+    def forward(self, input_ids=None, **kwargs):
+        output = super().forward(input_ids=input_ids, **kwargs)
+        following = (input_ids + 1).clamp(max=self.config.vocab_size - 1)
+        output.logits = 50.0 * torch.nn.functional.one_hot(following, self.config.vocab_size).float()
+        return output
+
+
+def llama(kind=LlamaForCausalLM):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return kind(LlamaConfig(vocab_size=11, **sizes))
+
+
+def cognate(**changes):
+    torch.manual_seed(0)
+    return CognateForCausalLM(CognateConfig(vocab_size=11, d_model=16, n_layers=1, n_heads=2, d_ff=32, **changes))
+
+
+def test_generated_answers_are_compared_up_to_the_line_break(tokenizer):
+    answers = answer_by_generation(
+        llama(AlphabetModel), tokenizer, ["ab", "c", "fe"], ["cd", "de", "ff"], max_new_tokens=2, batch_size=2
+    )
+    assert answers.answers == ["cd", "de", "fg"]
+    assert answers.correct.tolist() == [True, True, False]
+    assert answers.accuracy == pytest.approx(2 / 3)
+    ending = answer_by_generation(llama(AlphabetModel), tokenizer, ["f"], ["gh"], max_new_tokens=6)
+    assert ending.answers == ["gh"], "what follows the line break is no part of the answer"
+
+
+def test_answers_need_prompts(tokenizer):
+    with pytest.raises(ValueError, match="as many references"):
+        answer_by_generation(llama(), tokenizer, [], [])
+
+
+def test_the_guess_without_a_model():
+    assert most_common_answer_accuracy(["4", "4", "5"], ["4", "5", "6", "4 "]) == 0.5
+
+
+def test_losses_agree_with_the_library():
+    model, ids = llama(), torch.randint(0, 11, (5, 9))
+    ours = losses_per_text(model, ids, batch_size=2)
+    theirs = [model.eval()(input_ids=row[None], labels=row[None]).loss.item() for row in ids]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert perplexity(ours) == pytest.approx(np.exp(np.mean(theirs)), rel=1e-5)
+
+
+def test_spread_is_zero_for_equals_and_known_for_a_line():
+    assert relative_spread(2.0, 2.0, 2.0) == 0
+    assert relative_spread(1.0, 2.0, 3.0) == 1.0
+
+
+def test_the_interval_covers_the_mean_about_as_often_as_it_says():
+    generator, hits = np.random.default_rng(0), 0
+    for trial in range(200):
+        low, high = bootstrap_interval(np.mean, generator.normal(3.0, 1.0, 50), n_resamples=200, seed=trial)
+        hits += low <= 3.0 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_pairs_are_drawn_together():
+    x = np.random.default_rng(0).normal(size=100)
+    low, high = bootstrap_interval(lambda a, b: float((a - b).mean()), x, x - 1.0, seed=0)
+    assert (low, high) == (pytest.approx(1.0), pytest.approx(1.0))
+    low, high = bootstrap_interval(lambda a, b: float((a - b).mean()), x, x - 1.0, paired=False, seed=0)
+    assert high - low > 0.2
+
+
+def test_cycles_and_memory_are_measured_per_text():
+    ids = torch.randint(0, 11, (4, 8))
+    never, always = cognate(act_threshold=0.999999), cognate(act_threshold=1e-6)
+    np.testing.assert_allclose(cycles_per_text(never, ids), 3.0)
+    np.testing.assert_allclose(cycles_per_text(always, ids), 1.0)
+    together = cycles_per_text(cognate(act_threshold=0.12), ids, batch_size=4)
+    np.testing.assert_allclose(together, cycles_per_text(cognate(act_threshold=0.12), ids, batch_size=1))
+    shares = memory_share_per_text(never, ids)
+    assert shares.shape == (4,) and (shares > 0).all() and (shares < 1).all()
+
+
+def test_latency_sees_who_recurses_more():
+    lazy, eager = cognate(act_threshold=1e-6, max_cycles=6), cognate(act_threshold=0.999999, max_cycles=6)
+    latency = interleaved_latency([lazy, eager], torch.randint(0, 11, (6, 8)), n_new_tokens=8)
+    assert latency.shape == (2, 6)
+    assert np.median(latency[1]) > 1.5 * np.median(latency[0])
+    assert spread_of_means(latency[0], latency[1]) > 0.3
