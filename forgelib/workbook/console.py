@@ -1,0 +1,47 @@
+"""The lines that `forge run` writes while it works: one a notebook, updated in place on a terminal."""
+
+import shutil
+import sys
+import time
+from typing import TextIO
+
+from forgelib.workbook.progress import duration
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Console:
+    """`begin(name)`, then `note(text)` as often as wanted, then `end(text)`. Off a terminal, notes are rare lines."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self._name, self._began, self._spoke = "", 0.0, 0.0
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def begin(self, name: str) -> None:
+        self._name, self._began = name, time.monotonic()
+        self._spoke = self._began
+        if not self.live:
+            self.say(f"  {name}  started")
+
+    def note(self, text: str) -> None:
+        """What the notebook is at; overwritten by the next note."""
+        now = time.monotonic()
+        line = f"  {self._name}  {duration(now - self._began)}  {text}"
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            self.stream.write("\r\x1b[K" + line[:width])
+            self.stream.flush()
+        elif now - self._spoke >= SECONDS_BETWEEN_LINES:
+            self._spoke = now
+            self.say(line)
+
+    def end(self, text: str) -> None:
+        """The notebook's last word, with the time it took."""
+        clear = "\r\x1b[K" if self.live else ""
+        self.say(f"{clear}  {self._name}  {duration(time.monotonic() - self._began)}  {text}")

@@ -1,0 +1,129 @@
+"""The order of the notebooks, what each one rests on, and the key that says whether a finished one still holds.
+
+A later phase appends its steps to PLAN; nothing else changes.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from forgelib.core.paths import datasets_mirror, repo_root
+from forgelib.workbook.params import MODELS, ParameterError, Parameters, resolve
+
+#: Modules that only show or order results: a change in them makes no finished notebook stale.
+BYSTANDERS = {"cli.py", "server.py", "workbook/console.py", "workbook/report.py", "workbook/runner.py"}
+LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "datasets", "reasoning-gym", "matplotlib")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook with the parameters that tell it from its siblings; `needs` are names of earlier steps."""
+
+    notebook: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """11_cognate_train-memory."""
+        return "-".join([self.notebook, *map(str, self.params.values())])
+
+    @property
+    def phase(self) -> int:
+        """First digit of the notebook's number; 00_environment opens Phase 1."""
+        return max(1, int(self.notebook[0]))
+
+    @property
+    def path(self) -> Path:
+        return notebook_path(self.notebook)
+
+
+SPECIALISTS = ("reasoning", "memory", "speed")
+PLAN: tuple[Step, ...] = (
+    Step("00_environment"),
+    Step("10_cognate_data"),
+    *(Step("11_cognate_train", {"specialist": name}, needs=("10_cognate_data",)) for name in SPECIALISTS),
+    Step("12_cognate_diversity", needs=tuple(f"11_cognate_train-{name}" for name in SPECIALISTS)),
+)
+
+
+def notebook_path(name: str) -> Path:
+    """Where a notebook of the workbook lies."""
+    return repo_root() / "notebooks" / f"{name}.ipynb"
+
+
+def available(plan: tuple[Step, ...] = PLAN) -> tuple[Step, ...]:
+    """The steps whose notebook is there: a checkout may stop at an earlier phase."""
+    return tuple(step for step in plan if step.path.is_file())
+
+
+def select(only: str, plan: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The steps whose name begins with `only` ("" takes all). Raises ParameterError listing the names there are."""
+    chosen = tuple(step for step in plan if step.name.startswith(only))
+    if not chosen:
+        raise ParameterError(f"--only {only}: no such step. There are: {', '.join(step.name for step in plan)}")
+    return chosen
+
+
+def parameters(step: Step, asked: Mapping[str, Any]) -> Parameters:
+    """The step's full parameters; `asked` (profile, seed, data) outranks the profile's file."""
+    return resolve(MODELS[step.notebook], {**asked, **step.params, "In": [_as_injected({**asked, **step.params})]})
+
+
+def step_keys(plan: tuple[Step, ...], asked: Mapping[str, Any]) -> dict[str, str]:
+    """Step name -> sha256 of everything its result rests on: notebook, parameters, code, libraries, rows, upstream."""
+    code, versions, mirror = _code_digest(), _versions(), _mirror_identity()
+    keys: dict[str, str] = {}
+    for step in plan:
+        params = parameters(step, asked)
+        facts = {
+            "notebook": notebook_digest(step.notebook, prose=True),
+            "params": params.model_dump(),
+            "code": code,
+            "versions": versions,
+            "rows": [] if params.data == "procedural" else mirror,
+            "upstream": [keys.get(name) for name in step.needs],
+        }
+        keys[step.name] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return keys
+
+
+def notebook_digest(name: str, prose: bool = False) -> str:
+    """sha256 of a notebook's code cells; with `prose` of its text as well. Outputs and counts do not matter."""
+    cells = json.loads(notebook_path(name).read_text())["cells"]
+    kept = [(c["cell_type"], "".join(c["source"])) for c in cells if prose or c["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def _as_injected(values: Mapping[str, Any]) -> str:
+    return "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in values.items())])
+
+
+def _code_digest() -> str:
+    package, digest = repo_root() / "forgelib", hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if name not in BYSTANDERS:
+            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
+
+
+def _mirror_identity() -> list[Any]:
+    return [os.environ.get("HF_HUB_OFFLINE", ""), *_files(datasets_mirror())]
+
+
+def _files(mirror: Path | None) -> Iterator[list[Any]]:
+    """Name, bytes and time of each file of the mirror: cheap, and any replaced file shows."""
+    for path in sorted(mirror.rglob("*.jsonl.gz")) if mirror else ():
+        stat = path.stat()
+        yield [path.relative_to(mirror).as_posix(), stat.st_size, stat.st_mtime_ns]

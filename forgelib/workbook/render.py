@@ -1,0 +1,115 @@
+"""Executed notebook cells as plain, self-contained HTML: MathML for LaTeX, inline SVG, code folded away, no script."""
+
+import base64
+import html
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import mistune
+from latex2mathml.converter import convert
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+from forgelib.workbook.publish import MIME, gate_table
+
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+#: Elements that act or fetch; the page's security policy blocks them as well.
+ACTIVE = re.compile(r"<(script|iframe|object)\b.*?</\1\s*>|<(script|iframe|link|embed|base|meta)\b[^>]*>", re.S | re.I)
+SVG_ID = re.compile(r'\bid="([^"]+)"')
+SVG_REFERENCE = re.compile(r'(url\(#|xlink:href="#|href="#)')
+CODE_FORMAT = HtmlFormatter(nowrap=True, style="friendly")
+
+
+class MathError(ValueError):
+    """A formula that has no MathML; the text holds the formula."""
+
+
+class Renderer(mistune.HTMLRenderer):
+    """Markdown to HTML with formulas as MathML."""
+
+    def inline_math(self, text: str) -> str:
+        return mathml(text, "inline")
+
+    def block_math(self, text: str) -> str:
+        return f'<div class="formula">{mathml(text, "block")}</div>'
+
+
+_markdown = mistune.create_markdown(renderer=Renderer(escape=True), plugins=["table", "math", "strikethrough"])
+
+
+def markdown(source: str) -> str:
+    """HTML of a markdown cell."""
+    return _markdown(source)
+
+
+def mathml(latex: str, display: str) -> str:
+    """MathML of one formula; `display` is "inline" or "block"."""
+    try:
+        return convert(latex.strip(), display=display)
+    except Exception as error:
+        raise MathError(f"cannot turn this formula into MathML: {latex.strip()}") from error
+
+
+def code(source: str) -> str:
+    """A code cell, folded; its first comment or line is the fold's label."""
+    label = source.strip().splitlines()[0].lstrip("# ")[:80] if source.strip() else "empty cell"
+    body = highlight(source, PythonLexer(), CODE_FORMAT)
+    return f"<details class='code'><summary>{html.escape(label)}</summary><pre><code>{body}</code></pre></details>"
+
+
+def cells(notebook: Mapping[str, Any], anchor: str) -> str:
+    """All cells of an executed notebook; `anchor` keeps the ids of its figures apart from other notebooks'."""
+    parts = []
+    for place, cell in enumerate(notebook["cells"], start=1):
+        tags = cell.get("metadata", {}).get("tags", [])
+        if "papermill-error-cell-tag" in tags or not cell["source"].strip():
+            continue
+        if cell["cell_type"] == "markdown":
+            parts.append(markdown(cell["source"]))
+        elif cell["cell_type"] == "code":
+            shown = [output(out, f"{anchor}-{place}-{n}") for n, out in enumerate(cell.get("outputs", []))]
+            parts.append(code(cell["source"]) + "".join(shown))
+    return "\n".join(parts)
+
+
+def output(out: Mapping[str, Any], anchor: str) -> str:
+    """One output of a code cell. A live widget is left out: its static twin stands beside it."""
+    if out["output_type"] == "stream":
+        return _text(out["text"])
+    if out["output_type"] == "error":
+        return f'<div class="error">{_text(out["ename"] + ": " + out["evalue"])}</div>'
+    data = out["data"]
+    fact = data.get(MIME, {})
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return ""
+    if fact.get("kind") == "gate":
+        return gate_table(fact)
+    if fact.get("kind") == "progress":
+        return f'<p class="progress">{html.escape(fact["line"])}</p>'
+    if "image/svg+xml" in data:
+        return f"<figure>{svg(data['image/svg+xml'], anchor)}</figure>"
+    if "image/png" in data:
+        return f'<figure><img alt="" src="data:image/png;base64,{_png(data["image/png"])}"></figure>'
+    if "text/html" in data:
+        return f'<div class="scroll">{ACTIVE.sub("", data["text/html"])}</div>'
+    if "text/markdown" in data:
+        return markdown(data["text/markdown"])
+    return _text(data.get("text/plain", ""))
+
+
+def svg(source: str, anchor: str) -> str:
+    """An SVG for use inside a page: no prolog, and ids of its own, since a page has one space of ids."""
+    source = source[source.index("<svg") :]
+    source = SVG_ID.sub(lambda match: f'id="{anchor}-{match[1]}"', source)
+    return SVG_REFERENCE.sub(lambda match: f"{match[1]}{anchor}-", source)
+
+
+def _png(data: str) -> str:
+    return base64.b64encode(base64.b64decode(data)).decode()
+
+
+def _text(text: str) -> str:
+    lines = [line.rsplit("\r", 1)[-1] for line in ANSI.sub("", text).rstrip().split("\n")]
+    return f"<pre>{html.escape(chr(10).join(lines))}</pre>" if any(lines) else ""

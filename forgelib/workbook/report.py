@@ -1,0 +1,160 @@
+"""reports/phase<N>.html and reports/index.html: one file each, nothing fetched, from the notebooks as executed.
+
+On top what a reader asks first: did the gates pass, on which rows, from which parameters and code. Below, the chapters.
+"""
+
+import html
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from forgelib.workbook import render
+from forgelib.workbook.progress import duration
+from forgelib.workbook.publish import gate_table, pairs_table, published, table_of
+
+PHASES = {1: "Cognate", 2: "EvoMerge", 3: "Quiet-STaR", 4: "BitNet"}
+#: The browser itself refuses every request: only the page's own style and images written into it are shown.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+CSS = Path(__file__).with_name("report.css")
+
+
+class Chapter:
+    """One step of the run: its name, its record ({} when it never ran) and its executed notebook, if there is one."""
+
+    def __init__(self, name: str, path: Path, record: Mapping[str, Any]):
+        self.name, self.record = name, record
+        self.notebook = json.loads(path.read_text()) if path.is_file() else None
+        for cell in self.notebook["cells"] if self.notebook else ():
+            _join_lines(cell)
+        self.status = record.get("status", "not run")
+        self.facts = list(published(self.notebook)) if self.notebook else []
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The facts of one kind that the notebook published."""
+        return [fact for fact in self.facts if fact["kind"] == kind]
+
+    @property
+    def gates(self) -> list[dict[str, Any]]:
+        return self.of_kind("gate")
+
+
+def write_phase(number: int, chapters: list[Chapter], run_name: str, reports: Path) -> Path:
+    """Write reports/phase<number>.html and return its path."""
+    title = f"Phase {number} · {PHASES[number]}"
+    written = f"{html.escape(run_name)} · {_seconds(chapters)} · written {time.strftime('%Y-%m-%d %H:%M')}"
+    links = "".join(f'<a href="#{c.name}">{html.escape(c.name)}</a>' for c in chapters)
+    body = [
+        f"<h1>{title}</h1>",
+        f'<p class="meta">{written}</p>',
+        f'<nav><a href="index.html">All phases</a>{links}</nav>',
+        f"<h2>Verdicts</h2>{_verdicts(chapters)}",
+        f"<h2>Data</h2>{_sources(chapters)}",
+        f"<h2>Artifacts</h2>{_artifacts(chapters)}",
+        f"<h2>Provenance</h2>{_provenance(chapters)}",
+        "<h2>Chapters</h2>",
+        *_chapters(chapters),
+    ]
+    return _write(reports / f"phase{number}.html", f"Agent Forge · {title}", "\n".join(body))
+
+
+def write_index(phases: Mapping[int, list[Chapter]], run_name: str, reports: Path) -> Path:
+    """Write reports/index.html: every phase's steps and verdicts on one page."""
+    body = ["<h1>Agent Forge</h1>", f'<p class="meta">{html.escape(run_name)} · {time.strftime("%Y-%m-%d %H:%M")}</p>']
+    for number, chapters in sorted(phases.items()):
+        body.append(f'<h2><a href="phase{number}.html">Phase {number} · {PHASES[number]}</a></h2>')
+        body.append(_scroll(table_of([_step_row(chapter) for chapter in chapters])))
+        body.append(_verdicts(chapters))
+    return _write(reports / "index.html", "Agent Forge", "\n".join(body))
+
+
+def _verdicts(chapters: Iterable[Chapter]) -> str:
+    parts = [_failure(c) for c in chapters if c.status == "failed"]
+    parts += [f'<p class="meta">{html.escape(c.name)}</p>{gate_table(gate)}' for c in chapters for gate in c.gates]
+    return "".join(parts) or "<p>No gate was reached: not run.</p>"
+
+
+def _failure(chapter: Chapter) -> str:
+    text = f"{chapter.name} stopped: {chapter.record.get('error', '')}"
+    return f'<div class="error"><pre>{html.escape(text)}</pre></div>'
+
+
+def _sources(chapters: Iterable[Chapter]) -> str:
+    tables = [table_of(fact["rows"]) for chapter in chapters for fact in chapter.of_kind("sources")]
+    return "".join(map(_scroll, tables)) or "<p>not run</p>"
+
+
+def _artifacts(chapters: Iterable[Chapter]) -> str:
+    rows = [
+        {"step": c.name, "artifact": f["name"], "sha256": f["digest"][:16], "folder": Path(f["path"]).name}
+        for c in chapters
+        for f in c.of_kind("artifact")
+    ]
+    return _scroll(table_of(rows)) if rows else "<p>none published</p>"
+
+
+def _provenance(chapters: Iterable[Chapter]) -> str:
+    parts = []
+    for chapter in chapters:
+        for fact in chapter.of_kind("provenance"):
+            table = _scroll(pairs_table({**fact["facts"], **fact["parameters"]}))
+            parts.append(f"<details><summary>{html.escape(chapter.name)}</summary>{table}</details>")
+    return "".join(parts) or "<p>not run</p>"
+
+
+def _chapters(chapters: Iterable[Chapter]) -> Iterable[str]:
+    """Each executed notebook; a notebook run several times is open the first time and folded after that."""
+    seen = set()
+    for chapter in chapters:
+        notebook = chapter.name.split("-")[0]
+        opened = "" if notebook in seen else " open"
+        seen.add(notebook)
+        badge = f'<span class="badge {chapter.status}">{chapter.status}</span>'
+        body = render.cells(chapter.notebook, chapter.name) if chapter.notebook else "<p>not run</p>"
+        summary = f"<summary>{html.escape(chapter.name)} {badge}</summary>"
+        yield f'<details class="chapter" id="{chapter.name}"{opened}>{summary}{body}</details>'
+
+
+def _step_row(chapter: Chapter) -> dict[str, str]:
+    passed = sum(bool(gate["passed"]) for gate in chapter.gates)
+    return {
+        "step": chapter.name,
+        "state": chapter.status,
+        "gates passed": f"{passed} of {len(chapter.gates)}" if chapter.gates else "",
+        "time": duration(chapter.record["seconds"]) if "seconds" in chapter.record else "",
+        "finished": str(chapter.record.get("finished_at", "")),
+    }
+
+
+def _seconds(chapters: Iterable[Chapter]) -> str:
+    return f"{duration(sum(c.record.get('seconds', 0) for c in chapters))} of computing"
+
+
+def _scroll(table: str) -> str:
+    return f'<div class="scroll">{table}</div>'
+
+
+def _join_lines(cell: dict[str, Any]) -> None:
+    """On disk a notebook may keep texts as lists of lines; from here on they are strings."""
+    cell["source"] = "".join(cell["source"])
+    for out in cell.get("outputs", ()):
+        out.update({key: "".join(value) for key, value in out.items() if key == "text"})
+        data = out.get("data", {})
+        data.update({mime: "".join(value) for mime, value in data.items() if isinstance(value, list)})
+
+
+def _write(path: Path, title: str, body: str) -> Path:
+    page = (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n"
+        f"<style>\n{CSS.read_text()}{render.CODE_FORMAT.get_style_defs('details.code')}\n</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+    draft = path.with_suffix(".html.partial")
+    draft.write_text(page, encoding="utf-8")
+    os.replace(draft, path)
+    return path

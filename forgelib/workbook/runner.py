@@ -1,0 +1,122 @@
+"""`forge run`: the notebooks in order, finished ones reused, the reports written whatever happens.
+
+A finished notebook leaves <step>.ipynb and a record <step>.json beside it in the run folder's `executed/`. It is reused
+when its key (plan.step_keys), its file and the artifacts it published are all as they were; no kernel starts then.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from forgelib.core.paths import reports_dir, runs_dir
+from forgelib.workbook.console import Console
+from forgelib.workbook.plan import PLAN, Step, available, parameters, select, step_keys
+from forgelib.workbook.publish import published
+
+
+class RunFailed(RuntimeError):
+    """A notebook of the run failed; the text names it, the cell and the error."""
+
+
+def run_plan(
+    asked: Mapping[str, Any], only: str = "", reports: Path | None = None, console: Console | None = None
+) -> list[Path]:
+    """Run every step whose name begins with `only`; returns the reports written.
+
+    `asked` holds the explicit profile, seed and data, each absent when the profile decides. Raises ParameterError
+    before any kernel starts, and RunFailed, after the reports are written, when a notebook failed.
+    """
+    console = console or Console()
+    plan = available(PLAN)
+    chosen = {step.name for step in select(only, plan)}
+    folder = executed_dir(plan[0], asked)
+    keys = step_keys(plan, asked)
+    console.say(f"Agent Forge · {folder.name} · executed notebooks in {folder}")
+    try:
+        for step in plan:
+            if step.name in chosen:
+                _run_or_reuse(step, keys[step.name], asked, folder, console)
+    finally:
+        written = write_reports(folder, reports or reports_dir())
+        for path in written:
+            console.say(f"  report  {path}")
+    return written
+
+
+def executed_dir(step: Step, asked: Mapping[str, Any]) -> Path:
+    """Folder of the executed notebooks of one profile, seed and source of data."""
+    params = parameters(step, asked)
+    return runs_dir() / "executed" / f"{params.profile}-seed{params.seed}-{params.data}"
+
+
+def write_reports(folder: Path, reports: Path) -> list[Path]:
+    """Write phase<N>.html for each phase with an executed notebook in `folder`, and index.html."""
+    from forgelib.workbook.report import Chapter, write_index, write_phase
+
+    phases: dict[int, list[Chapter]] = {}
+    for step in available(PLAN):
+        chapter = Chapter(step.name, folder / f"{step.name}.ipynb", read_record(folder, step))
+        phases.setdefault(step.phase, []).append(chapter)
+    reports.mkdir(parents=True, exist_ok=True)
+    pages = [write_phase(number, steps, folder.name, reports) for number, steps in phases.items()]
+    return [*pages, write_index(phases, folder.name, reports)]
+
+
+def read_record(folder: Path, step: Step) -> dict[str, Any]:
+    """What is known of a step's last run: status, key, seconds, error; {} when it never ran or the record is torn."""
+    try:
+        return json.loads((folder / f"{step.name}.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _run_or_reuse(step: Step, key: str, asked: Mapping[str, Any], folder: Path, console: Console) -> None:
+    from forgelib.workbook.execute import NotebookFailed, execute
+
+    console.begin(step.name)
+    if _still_holds(step, key, folder):
+        console.end("reused: nothing it rests on has changed")
+        return
+    output, began = folder / f"{step.name}.ipynb", time.time()
+    params = {"profile": parameters(step, asked).profile, **asked, **step.params}
+    try:
+        done = execute(step.path, output, params, console.note)
+    except NotebookFailed as failure:
+        error = f"{step.name}, cell {failure.cell} ({failure.opening}): {failure.reason}"
+        _write_record(folder, step, {"status": "failed", "seconds": time.time() - began, "error": failure.reason})
+        console.end("failed")
+        raise RunFailed(f"{error}\nThe executed notebook: {output}\nRun the same command again to go on.") from None
+    facts = list(published(done))
+    red = [fact["name"] for fact in facts if fact["kind"] == "gate" and not fact["passed"]]
+    record = {
+        "status": "finished",
+        "key": key,
+        "seconds": time.time() - began,
+        "sha256": _sha256(output),
+        "artifacts": [fact["path"] for fact in facts if fact["kind"] == "artifact"],
+    }
+    _write_record(folder, step, record)
+    console.end(f"done; gate not passed: {', '.join(red)}" if red else "done")
+
+
+def _still_holds(step: Step, key: str, folder: Path) -> bool:
+    record, output = read_record(folder, step), folder / f"{step.name}.ipynb"
+    if record.get("status") != "finished" or record.get("key") != key or not output.is_file():
+        return False
+    artifacts = all((Path(path) / "manifest.json").is_file() for path in record["artifacts"])
+    return artifacts and _sha256(output) == record["sha256"]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write_record(folder: Path, step: Step, record: Mapping[str, Any]) -> None:
+    path = folder / f"{step.name}.json"
+    draft = path.with_suffix(".json.partial")
+    draft.write_text(json.dumps({"finished_at": time.strftime("%Y-%m-%d %H:%M:%S"), **record}, indent=1))
+    os.replace(draft, path)

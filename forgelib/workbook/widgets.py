@@ -1,0 +1,54 @@
+"""A slider that moves a gate's threshold while the verdict follows, and its static twin for reports."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from forgelib.workbook.publish import number, publish, table_of
+
+
+def threshold_table(measured: Mapping[str, float], thresholds: Sequence[float], above: bool = True) -> str:
+    """The slider's static twin: one row a threshold, one verdict a measurement, as HTML."""
+    rows = [
+        {"threshold": number(limit), **{name: verdict(value, limit, above) for name, value in measured.items()}}
+        for limit in thresholds
+    ]
+    return table_of(rows)
+
+
+def verdict(value: float | None, threshold: float, above: bool = True) -> str:
+    """passed, failed, or not run where nothing was measured."""
+    if value is None:
+        return "not run"
+    return "passed" if (value > threshold if above else value < threshold) else "failed"
+
+
+def threshold_slider(
+    measured: Mapping[str, float], threshold: float, low: float, high: float, steps: int = 4, above: bool = True
+) -> None:
+    """Show a slider from `low` to `high` over the measurements, then the static twin over `steps` + 1 even thresholds.
+
+    The gate itself keeps the threshold it was given; this only shows how far the verdict is from turning.
+    """
+    import ipywidgets
+    from IPython.display import display
+
+    slider = ipywidgets.FloatSlider(threshold, min=low, max=high, step=(high - low) / 100, description="threshold")
+    table = ipywidgets.HTML(_live(measured, threshold, above))
+    slider.observe(lambda change: setattr(table, "value", _live(measured, change["new"], above)), names="value")
+    display(ipywidgets.VBox([slider, table]))
+    limits = sorted({round(low + (high - low) * n / steps, 10) for n in range(steps + 1)} | {threshold})
+    publish("twin", {"of": "threshold_slider"}, threshold_table(measured, limits, above))
+
+
+def _live(measured: Mapping[str, float], threshold: float, above: bool) -> str:
+    sign = "above" if above else "below"
+    rows: list[dict[str, Any]] = [
+        {
+            "measurement": name,
+            "measured": number(value),
+            "needed": f"{sign} {number(threshold)}",
+            "verdict": verdict(value, threshold, above),
+        }
+        for name, value in measured.items()
+    ]
+    return f"<div>{table_of(rows)}<p>Move the slider: the verdict follows, the gate does not.</p></div>"
