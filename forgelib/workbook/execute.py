@@ -3,13 +3,13 @@
 import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
+from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
@@ -34,8 +34,7 @@ class ThisPython(KernelSpecManager):
     """Whatever kernel a notebook names, it runs in the interpreter that runs forge, not in one installed elsewhere."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Agent Forge", language="python")
+        return KernelSpec(**get_kernel_dict())
 
 
 class Client(PapermillNotebookClient):

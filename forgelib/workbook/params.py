@@ -170,9 +170,8 @@ def _profile(value: Any, model: type[Parameters]) -> str:
     where = "profile" if value else "profile (from FORGE_PROFILE)"
     value = value or default_profile()
     if value not in PROFILES:
-        raise ParameterError(
-            f"{model.NOTEBOOK}: {where} = {value!r}: allowed are {', '.join(PROFILES)}{_near(value, PROFILES)}"
-        )
+        allowed = ", ".join(PROFILES)
+        raise ParameterError(f"{model.NOTEBOOK}: {where} = {value!r}: must be one of {allowed}{_near(value, PROFILES)}")
     return value
 
 
