@@ -19,6 +19,7 @@ from papermill.exceptions import PapermillExecutionError
 from forgelib.workbook.publish import MIME
 
 Listener = Callable[[str], None]
+PAPERMILL_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -48,10 +49,11 @@ class Client(PapermillNotebookClient):
     def create_kernel_manager(self) -> Any:
         manager = super().create_kernel_manager()
         manager.kernel_spec_manager = ThisPython()
+        manager.transport_encryption = "auto"
         return manager
 
     def execute_cell(self, cell: Any, cell_index: int, **options: Any) -> Any:
-        self.where = f"cell {cell_index + 1} of {len(self.nb.cells)}"
+        self.where = f"cell {_place(self.nb, cell_index)} of {_place(self.nb, len(self.nb.cells) - 1)}"
         if cell.cell_type == "code":
             self.listener(self.where)
         return super().execute_cell(cell, cell_index, **options)
@@ -90,15 +92,15 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], listene
             dict(parameters),
             engine_name="forge",
             kernel_name="python3",
+            language="python",
             cwd=notebook.parent,
             progress_bar=False,
             listener=listener,
         )
     except PapermillExecutionError as error:
-        reason = f"{error.ename}: {plain(error.evalue)}".strip().removesuffix(":")
-        raise NotebookFailed(_shipped_place(partial, error.source), _opening(error.source), reason) from None
+        raise _failure(partial, f"{error.ename}: {plain(error.evalue)}".removesuffix(": ")) from None
     except DeadKernelError:
-        raise NotebookFailed(*_last_cell(partial), "the kernel died; most often the memory ran out") from None
+        raise _failure(partial, "the kernel died; most often the memory ran out") from None
     finally:
         if partial.exists():
             os.replace(partial, output)
@@ -112,24 +114,27 @@ def plain(text: str) -> str:
 
 
 def _refuse_early_end(done: nbformat.NotebookNode) -> None:
-    """A cell that exits ends a papermill run as a success; here it counts as what it is."""
-    for place, cell in enumerate(done.cells, start=1):
-        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
-            raise NotebookFailed(place, _opening(cell.source), "this cell never ran: an earlier one ended the kernel")
+    """A cell that raises SystemExit(0) ends a papermill run as a success; here it counts as what it is."""
+    for index, cell in enumerate(done.cells):
+        if any(output.output_type == "error" for output in cell.get("outputs", ())):
+            reason = "SystemExit: the cell ended the notebook; the cells after it never ran"
+            raise NotebookFailed(_place(done, index), _opening(cell.source), reason)
+
+
+def _failure(executed: Path, reason: str) -> NotebookFailed:
+    """The failure at the last code cell that was started."""
+    book = nbformat.read(executed, as_version=4)
+    started = [n for n, cell in enumerate(book.cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    index = [n for n in started if book.cells[n].cell_type == "code"][-1]
+    return NotebookFailed(_place(book, index), _opening(book.cells[index].source), reason)
+
+
+def _place(book: nbformat.NotebookNode, index: int) -> int:
+    """Place, from 1, of a cell in the notebook as shipped: what papermill added does not count."""
+    tags = [set(cell.metadata.get("tags", ())) for cell in book.cells[: index + 1]]
+    return sum(not of_cell & PAPERMILL_TAGS for of_cell in tags)
 
 
 def _opening(source: str) -> str:
     lines = [line for line in source.splitlines() if line.strip() and not line.startswith("#")]
     return lines[0].strip() if lines else ""
-
-
-def _shipped_place(path: Path, source: str) -> int:
-    cells = nbformat.read(path, as_version=4).cells
-    return next(place for place, cell in enumerate(cells, start=1) if cell.source == source)
-
-
-def _last_cell(path: Path) -> tuple[int, str]:
-    cells = list(enumerate(nbformat.read(path, as_version=4).cells, start=1))
-    begun = [(place, cell) for place, cell in cells if cell.metadata.get("papermill", {}).get("status") == "failed"]
-    place, cell = (begun or cells)[-1]
-    return place, _opening(cell.source)

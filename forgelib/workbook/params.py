@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from forgelib.core.paths import PROFILES, default_profile, params_dir
@@ -84,11 +84,20 @@ class CognateTrain(Parameters):
     n_heads: int = Field(4, ge=1, le=128, description="attention heads; must divide d_model")
     window: int = Field(64, ge=4, le=8192, description="tokens that attention looks back; farther back is memory's")
     n_micro_steps: int = Field(2, ge=1, le=16, description="refinements of the latent per cycle")
-    max_cycles: int = Field(3, ge=1, le=16, description="cycles of the recursion at most")
+    max_cycles: int = Field(3, ge=1, le=6, description="cycles of the recursion at most")
     checkpoint_every_steps: int = Field(50, ge=1, le=1_000_000, description="optimizer steps between checkpoints")
     checkpoint_every_seconds: float = Field(60.0, gt=0, le=86_400, description="seconds between checkpoints at most")
     wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
     on_gate_failure: Literal["raise", "record"] = Field("raise", description="what a red gate does to the run")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> "CognateTrain":
+        if self.d_model % (2 * self.n_heads):
+            raise ValueError(
+                f"d_model = {self.d_model} and n_heads = {self.n_heads}: every head needs an even share of the width, "
+                "so d_model must be a multiple of 2 x n_heads"
+            )
+        return self
 
 
 class CognateDiversity(Parameters):

@@ -106,7 +106,7 @@ def _as_injected(values: Mapping[str, Any]) -> str:
 
 
 def _code_digest() -> str:
-    package, digest = repo_root() / "forgelib", hashlib.sha256()
+    package, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package).as_posix()
         if name not in BYSTANDERS:

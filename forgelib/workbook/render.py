@@ -52,9 +52,15 @@ def mathml(latex: str, display: str) -> str:
         raise MathError(f"cannot turn this formula into MathML: {latex.strip()}") from error
 
 
+def code_css() -> str:
+    """Colours of the code, without the highlighter's own background."""
+    rules = CODE_FORMAT.get_style_defs("details.code").splitlines()
+    return "\n".join(rule for rule in rules if not rule.startswith("details.code {"))
+
+
 def code(source: str) -> str:
     """A code cell, folded; its first comment or line is the fold's label."""
-    label = source.strip().splitlines()[0].lstrip("# ")[:80] if source.strip() else "empty cell"
+    label = "code · " + source.strip().splitlines()[0].lstrip("# ")[:80]
     body = highlight(source, PythonLexer(), CODE_FORMAT)
     return f"<details class='code'><summary>{html.escape(label)}</summary><pre><code>{body}</code></pre></details>"
 

@@ -26,10 +26,15 @@ class Chapter:
 
     def __init__(self, name: str, path: Path, record: Mapping[str, Any]):
         self.name, self.record = name, record
-        self.notebook = json.loads(path.read_text()) if path.is_file() else None
+        self.notebook, self.status = None, record.get("status", "not run")
+        try:
+            self.notebook = json.loads(path.read_text())
+        except FileNotFoundError:
+            self.status = "not run"
+        except json.JSONDecodeError:
+            self.status = "damaged"
         for cell in self.notebook["cells"] if self.notebook else ():
             _join_lines(cell)
-        self.status = record.get("status", "not run")
         self.facts = list(published(self.notebook)) if self.notebook else []
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
@@ -112,7 +117,7 @@ def _chapters(chapters: Iterable[Chapter]) -> Iterable[str]:
         opened = "" if notebook in seen else " open"
         seen.add(notebook)
         badge = f'<span class="badge {chapter.status}">{chapter.status}</span>'
-        body = render.cells(chapter.notebook, chapter.name) if chapter.notebook else "<p>not run</p>"
+        body = render.cells(chapter.notebook, chapter.name) if chapter.notebook else f"<p>{chapter.status}</p>"
         summary = f"<summary>{html.escape(chapter.name)} {badge}</summary>"
         yield f'<details class="chapter" id="{chapter.name}"{opened}>{summary}{body}</details>'
 
@@ -151,7 +156,7 @@ def _write(path: Path, title: str, body: str) -> Path:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n"
-        f"<style>\n{CSS.read_text()}{render.CODE_FORMAT.get_style_defs('details.code')}\n</style>\n</head>\n"
+        f"<style>\n{CSS.read_text()}{render.code_css()}\n</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
     draft = path.with_suffix(".html.partial")

@@ -1,0 +1,207 @@
+"""`forge run` runs what is new, reuses what holds, stops at a failure in plain words, and always writes its reports."""
+
+import json
+import sys
+
+import pytest
+
+from forgelib.workbook import plan, runner
+from forgelib.workbook.console import Console
+from forgelib.workbook.params import ParameterError
+from forgelib.workbook.plan import Step, notebook_digest, select, step_keys
+from forgelib.workbook.runner import RunFailed, executed_dir, read_record, run_plan
+
+SMOKE = {"profile": "smoke"}
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """Any attempt to start a kernel fails the test."""
+    from forgelib.workbook import execute
+
+    def refuse(*arguments):
+        raise AssertionError("a kernel was started")
+
+    monkeypatch.setattr(execute, "execute", refuse)
+
+
+@pytest.fixture
+def lines(monkeypatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(Console, "say", lambda self, text: said.append(text))
+    return said
+
+
+def test_step_names_tell_siblings_apart():
+    names = [step.name for step in plan.PLAN]
+    assert names[2:5] == ["11_cognate_train-reasoning", "11_cognate_train-memory", "11_cognate_train-speed"]
+    assert len(set(names)) == len(names)
+    assert all(set(step.needs) < set(names) for step in plan.PLAN)
+
+
+def test_only_takes_a_prefix_and_refuses_what_is_not_there():
+    assert [step.name for step in select("11", plan.PLAN)] == [step.name for step in plan.PLAN[2:5]]
+    assert len(select("", plan.PLAN)) == len(plan.PLAN)
+    with pytest.raises(ParameterError, match=r"no such step\. There are: 00_environment, "):
+        select("77", plan.PLAN)
+
+
+def test_the_key_follows_everything_a_result_rests_on(house, write_chapter, monkeypatch, tmp_path):
+    write_chapter("00_environment", "1")
+    write_chapter("10_cognate_data", "1", model="CognateData")
+    steps = (Step("00_environment"), Step("10_cognate_data", needs=("00_environment",)))
+    auto = {"profile": "smoke", "data": "auto"}
+    first = step_keys(steps, auto)
+    assert first == step_keys(steps, auto)
+    assert first != step_keys(steps, {**auto, "seed": 1})
+
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / "train.jsonl.gz").write_bytes(b"rows")
+    monkeypatch.setenv("FORGE_DATASETS", str(mirror))
+    with_mirror = step_keys(steps, auto)
+    assert with_mirror != first
+    (mirror / "train.jsonl.gz").write_bytes(b"other rows")
+    assert step_keys(steps, auto) != with_mirror
+    assert step_keys(steps, {**auto, "data": "procedural"}) == step_keys(steps, {**auto, "data": "procedural"})
+
+    monkeypatch.delenv("FORGE_DATASETS")
+    write_chapter("00_environment", "2")
+    changed = step_keys(steps, auto)
+    assert changed["00_environment"] != first["00_environment"]
+    assert changed["10_cognate_data"] != first["10_cognate_data"], "what lies downstream is stale too"
+
+
+def test_prose_changes_the_page_but_not_the_code_digest(house, write_chapter):
+    path = write_chapter("00_environment", "1")
+    code, page = notebook_digest("00_environment"), notebook_digest("00_environment", prose=True)
+    path.write_text(path.read_text().replace("# A chapter", "# Another title"))
+    assert notebook_digest("00_environment") == code
+    assert notebook_digest("00_environment", prose=True) != page
+
+
+def test_bad_parameters_are_refused_before_any_kernel(house, write_chapter, no_kernel):
+    write_chapter("00_environment")
+    for asked in ({"profile": "nope"}, {"seed": -1}, {"data": "made up"}):
+        with pytest.raises(ParameterError):
+            run_plan(asked)
+    assert not (house / "reports").exists()
+
+
+@pytest.mark.slow
+def test_a_run_is_reused_until_something_changes(house, write_chapter, lines, request):
+    path = write_chapter("00_environment", 'publish.publish("device", {"cores": 2})')
+    pages = run_plan(SMOKE)
+    assert [page.name for page in pages] == ["phase1.html", "index.html"]
+    assert lines[-3].endswith("done")
+    executed = executed_dir(Step("00_environment"), SMOKE) / "00_environment.ipynb"
+    assert executed.parent.name == "smoke-seed0-procedural"
+    before = executed.read_bytes()
+
+    request.getfixturevalue("no_kernel")
+    run_plan(SMOKE)
+    assert "reused" in lines[-3] and executed.read_bytes() == before
+
+    executed.write_bytes(b"")
+    with pytest.raises(AssertionError, match="a kernel was started"):
+        run_plan(SMOKE)
+    executed.write_bytes(before)
+    path.write_text(path.read_text().replace("cores", "threads"))
+    with pytest.raises(AssertionError, match="a kernel was started"):
+        run_plan(SMOKE)
+
+
+@pytest.mark.slow
+def test_a_step_whose_artifact_is_gone_runs_again(house, write_chapter, lines, request, tmp_path):
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    fact = {"name": "trunk", "path": str(folder), "digest": "0" * 64}
+    write_chapter("00_environment", f'publish.publish("artifact", {fact!r})')
+    run_plan(SMOKE)
+    request.getfixturevalue("no_kernel")
+    run_plan(SMOKE)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(AssertionError, match="a kernel was started"):
+        run_plan(SMOKE)
+
+
+@pytest.mark.slow
+def test_a_failure_names_notebook_cell_and_error_and_keeps_the_notebook(house, write_chapter, lines):
+    path = write_chapter("00_environment", "# about to fail\nboom = 1 / 0", "never = True")
+    with pytest.raises(RunFailed) as caught:
+        run_plan(SMOKE)
+    text = str(caught.value)
+    assert "00_environment, cell 4 (boom = 1 / 0): ZeroDivisionError: division by zero" in text
+    assert len(text.splitlines()) == 3
+    folder = executed_dir(Step("00_environment"), SMOKE)
+    assert json.loads((folder / "00_environment.ipynb").read_text())["cells"]
+    assert read_record(folder, Step("00_environment"))["status"] == "failed"
+    assert "division by zero" in (house / "reports/phase1.html").read_text()
+
+    path.write_text(path.read_text().replace("1 / 0", "1 / 1"))
+    run_plan(SMOKE)
+    assert read_record(folder, Step("00_environment"))["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_cell_that_exits_with_zero_is_no_success(house, write_chapter, lines):
+    write_chapter("00_environment", "raise SystemExit(0)", "x = 1")
+    with pytest.raises(RunFailed, match=r"cell 4 .*SystemExit"):
+        run_plan(SMOKE)
+
+
+@pytest.mark.slow
+def test_a_kernel_that_dies_is_reported_as_such(house, write_chapter, lines):
+    write_chapter("00_environment", "import os\nos._exit(9)")
+    with pytest.raises(RunFailed, match=r"cell 4 .*the kernel died"):
+        run_plan(SMOKE)
+
+
+@pytest.mark.slow
+def test_a_red_gate_fails_the_run_and_the_report_shows_its_table(house, write_chapter, lines):
+    gate = (
+        "from forgelib.core.gates import Check, Gate\n"
+        'gate = Gate("Diversity", [Check("halting", 0.1, 0.3, ">")], advice="train longer")\n'
+        "publish.gate(gate)\ngate.enforce({failure!r})"
+    )
+    write_chapter("00_environment", gate.format(failure="raise"))
+    with pytest.raises(RunFailed, match="GateFailed"):
+        run_plan(SMOKE)
+    page = (house / "reports/phase1.html").read_text()
+    assert 'class="gate failed"' in page and "train longer" in page
+
+    write_chapter("00_environment", gate.format(failure="record"))
+    run_plan(SMOKE)
+    assert "gate not passed: Diversity" in lines[-3]
+    assert 'class="gate failed"' in (house / "reports/phase1.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_kernel_is_this_python_whatever_is_installed(house, write_chapter, lines, tmp_path, monkeypatch):
+    wrong = tmp_path / "jupyter/kernels/python3"
+    wrong.mkdir(parents=True)
+    (wrong / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "x", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    source = 'import sys\npublish.publish("python", {"executable": sys.executable})'
+    write_chapter("00_environment", source)
+    run_plan(SMOKE)
+    executed = json.loads((executed_dir(Step("00_environment"), SMOKE) / "00_environment.ipynb").read_text())
+    fact = next(iter(runner.published(executed)))
+    assert fact["executable"] == sys.executable
+
+
+@pytest.mark.slow
+def test_a_progress_line_reaches_the_console_and_leaves_one_line_behind(house, write_chapter, monkeypatch):
+    notes = []
+    monkeypatch.setattr(Console, "note", lambda self, text: notes.append(text))
+    source = (
+        "from forgelib.workbook.progress import Progress\nimport time\n"
+        'for _ in Progress(range(8), total=8, label="trunk"):\n    time.sleep(0.15)'
+    )
+    write_chapter("00_environment", source)
+    run_plan(SMOKE)
+    assert any(note.startswith("cell 4 of 4 · trunk") for note in notes)
+    executed = json.loads((executed_dir(Step("00_environment"), SMOKE) / "00_environment.ipynb").read_text())
+    (output,) = executed["cells"][-1]["outputs"]
+    assert "100% · 8/8" in "".join(output["data"]["text/plain"])
