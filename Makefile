@@ -18,7 +18,7 @@ test: $(VENV)/.installed-test      ## lint, floor plan, unit and pipeline tests,
 	$(BIN)/python -m pytest --ignore=tests/test_floorplan.py
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
 	FORGE_RUNS="$$runs" FORGE_PROFILE=smoke FORGE_DATASETS= HF_HUB_OFFLINE=1 WANDB_MODE=offline \
-	$(BIN)/python -m pytest -p no:cacheprovider --override-ini=addopts= --nbval-lax --nbval-cell-timeout=600 notebooks
+	$(BIN)/python -m pytest -p no:cacheprovider --override-ini=addopts= --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 bench: $(VENV)/.installed-test     ## speed, convergence and grokking ratios; minutes to hours, see bench/
 	$(BIN)/python -m bench

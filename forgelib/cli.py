@@ -1,28 +1,29 @@
 """The command `forge`: run the workbook, look at its runs, pause and stop them, write the reports again."""
 
+import json
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from forgelib.core.paths import reports_dir, runs_dir
 from forgelib.workbook.params import ParameterError
+from forgelib.workbook.progress import duration
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = "The Agent Forge workbook: run its notebooks, look at its runs, pause and stop them."
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
 Profile = Annotated[str, typer.Option(help="smoke, laptop, gpu6gb or full; default: $FORGE_PROFILE, else laptop")]
 Seed = Annotated[int | None, typer.Option(help="root of every random stream; default: the profile's")]
 Data = Annotated[str | None, typer.Option(help="auto, real or procedural; default: the profile's")]
 Reports = Annotated[Path | None, typer.Option(help="folder of the reports; default: reports/")]
+Only = Annotated[str, typer.Option(help="only the steps whose name begins so, e.g. 11 or 11_cognate_train-memory")]
+Run = Annotated[str, typer.Argument(help="a run's folder, or enough of its name to be the only one (see: forge runs)")]
 
 
 @app.command()
-def run(
-    profile: Profile = "",
-    only: Annotated[str, typer.Option(help="only the steps whose name begins so, e.g. 11 or 11_cognate_train")] = "",
-    data: Data = None,
-    seed: Seed = None,
-    reports: Reports = None,
-) -> None:
+def run(profile: Profile = "", only: Only = "", data: Data = None, seed: Seed = None, reports: Reports = None) -> None:
     """Run the notebooks in order; what is finished and unchanged is reused."""
     from forgelib.workbook.runner import RunFailed, run_plan
 
@@ -36,31 +37,105 @@ def run(
 @app.command()
 def report(profile: Profile = "", data: Data = None, seed: Seed = None, reports: Reports = None) -> None:
     """Write the reports again from the notebooks as they were last executed."""
-    from forgelib.core.paths import reports_dir
     from forgelib.workbook.plan import PLAN
     from forgelib.workbook.runner import executed_dir, write_reports
 
     folder = executed_dir(PLAN[0], _asked(profile, seed, data))
     if not folder.is_dir():
-        raise ParameterError(f"nothing was run yet in {folder}; start with: forge run")
+        raise ParameterError(f"nothing was run yet with these options ({folder} is not there); start with: forge run")
     for path in write_reports(folder, reports or reports_dir()):
         typer.echo(path)
 
 
 @app.command()
-def runs(name: Annotated[str, typer.Option(help="only artifacts of this name")] = "") -> None:
-    """List the published artifacts, newest first."""
+def runs() -> None:
+    """List the run folders, the latest first: last step, age of its journal, name."""
+    for folder in sorted(_run_folders(), key=_last_sign, reverse=True):
+        typer.echo(f"{_last_step(folder):>9}  {duration(time.time() - _last_sign(folder)):>9} ago  {folder.name}")
+
+
+@app.command()
+def artifacts(name: Annotated[str, typer.Option(help="only artifacts of this name")] = "") -> None:
+    """List the published artifacts, newest first: digest, name, folder."""
     for artifact in _registry().find(name=name or None):
-        typer.echo(f"{artifact.digest[:12]}  {artifact.path}")
+        typer.echo(f"{artifact.digest[:12]}  {artifact.manifest['name']}  {artifact.path}")
 
 
-def _asked(profile: str, seed: int | None, data: str | None) -> dict[str, object]:
+@app.command()
+def lineage(digest: Annotated[str, typer.Argument(help="the first characters of an artifact's digest")]) -> None:
+    """Show an artifact and everything it was made from."""
+    registry = _registry()
+    found = [artifact for artifact in registry.find() if artifact.digest.startswith(digest)]
+    if len(found) != 1:
+        raise ParameterError(f"{len(found)} artifacts have a digest that begins with {digest!r}; see: forge artifacts")
+    for ancestor in registry.lineage(found[0].digest):
+        typer.echo(ancestor)
+
+
+@app.command()
+def pause(run: Run) -> None:
+    """Let a run stop after its current step and wait; `forge resume` wakes it."""
+    _request(run, "pause")
+
+
+@app.command()
+def resume(run: Run) -> None:
+    """Wake a paused run."""
+    _request(run, "resume")
+
+
+@app.command()
+def stop(run: Run) -> None:
+    """Let a run write a checkpoint and end after its current step; `forge run` continues it later."""
+    _request(run, "stop")
+
+
+def _request(name: str, wish: str) -> None:
+    from forgelib.core.loop import Control
+
+    folder = _one_run(name)
+    Control(folder).request(wish)
+    typer.echo(f"{wish} asked of {folder.name}; it looks once a step")
+
+
+def _one_run(name: str) -> Path:
+    """The run folder that `name` is, or the only one whose name contains it."""
+    if Path(name).is_dir():
+        return Path(name)
+    found = [folder for folder in _run_folders() if name in folder.name]
+    if len(found) == 1:
+        return found[0]
+    known = [folder.name for folder in found or _run_folders()]
+    problem = "is no run" if not found else "fits several runs"
+    raise ParameterError(f"{name!r} {problem}; there are: {', '.join(sorted(known)) or 'none yet'}")
+
+
+def _run_folders() -> list[Path]:
+    return [folder for folder in (runs_dir() / "runs").glob("*") if folder.is_dir()]
+
+
+def _last_sign(folder: Path) -> float:
+    journal = folder / "metrics.jsonl"
+    return (journal if journal.is_file() else folder).stat().st_mtime
+
+
+def _last_step(folder: Path) -> str:
+    """Step of the journal's last whole record; a line torn by a kill does not count."""
+    journal = folder / "metrics.jsonl"
+    for line in reversed(journal.read_text().splitlines() if journal.is_file() else []):
+        try:
+            return f"step {json.loads(line)['step']}"
+        except (json.JSONDecodeError, KeyError):
+            continue
+    return "no step"
+
+
+def _asked(profile: str, seed: int | None, data: str | None) -> dict[str, Any]:
     given = {"profile": profile or None, "seed": seed, "data": data}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _registry():
-    from forgelib.core.paths import runs_dir
+def _registry() -> Any:
     from forgelib.core.registry import Registry
 
     return Registry(runs_dir() / "registry.sqlite")

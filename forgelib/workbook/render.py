@@ -19,6 +19,8 @@ ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 ACTIVE = re.compile(r"<(script|iframe|object)\b.*?</\1\s*>|<(script|iframe|link|embed|base|meta)\b[^>]*>", re.S | re.I)
 SVG_ID = re.compile(r'\bid="([^"]+)"')
 SVG_REFERENCE = re.compile(r'(url\(#|xlink:href="#|href="#)')
+#: What the converter passes through where it does not understand: unknown commands, stray braces, stray columns.
+LEFT_OVER = re.compile(r">[^<]*(\\|[{}]|&(?![#\w]+;))[^<]*<")
 CODE_FORMAT = HtmlFormatter(nowrap=True, style="friendly")
 
 
@@ -46,10 +48,14 @@ def markdown(source: str) -> str:
 
 def mathml(latex: str, display: str) -> str:
     """MathML of one formula; `display` is "inline" or "block"."""
+    refused = MathError(f"this formula has no MathML, write it more simply: {latex.strip()}")
     try:
-        return convert(latex.strip(), display=display)
+        made = convert(latex.strip(), display=display)
     except Exception as error:
-        raise MathError(f"cannot turn this formula into MathML: {latex.strip()}") from error
+        raise refused from error
+    if LEFT_OVER.search(made):
+        raise refused
+    return made
 
 
 def code_css() -> str:

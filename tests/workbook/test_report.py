@@ -1,0 +1,220 @@
+"""A report is one file that asks nothing of the network, with verdicts on top and the chapters below."""
+
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+
+import nbformat
+import pytest
+
+from forgelib.workbook import render
+from forgelib.workbook.plots import bars
+from forgelib.workbook.publish import MIME, number
+from forgelib.workbook.render import MathError, mathml
+from forgelib.workbook.report import Chapter, write_index, write_phase
+
+CHECK = {"name": "halting", "measured": 0.41, "threshold": 0.3, "op": ">", "passed": True, "verdict": "passed"}
+RED = {**CHECK, "name": "latency", "measured": 0.12, "passed": False, "verdict": "failed", "control": {"same mix": 0.1}}
+UNSEEN = {**CHECK, "name": "memory", "measured": None, "passed": False, "verdict": "not run"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def fact(kind: str, **payload) -> dict:
+    return {MIME: {"kind": kind, **payload}, "text/plain": "plain twin"}
+
+
+def shown(data: dict) -> nbformat.NotebookNode:
+    return nbformat.v4.new_output("display_data", data)
+
+
+@pytest.fixture
+def chapter(tmp_path):
+    """chapter(*outputs, prose=, name=): a Chapter whose one code cell has these outputs."""
+
+    def make(*outputs: dict, prose: str = "# A title", name: str = "12_cognate_diversity", status: str = "finished"):
+        book = nbformat.v4.new_notebook()
+        code = nbformat.v4.new_code_cell("# measure\nx = 1", outputs=[shown(data) for data in outputs])
+        book.cells = [nbformat.v4.new_markdown_cell(prose), code]
+        path = tmp_path / f"{name}.ipynb"
+        nbformat.write(book, path)
+        return Chapter(name, path, {"status": status, "seconds": 65.0, "finished_at": "2026-01-01 10:00:00"})
+
+    return make
+
+
+def page_of(tmp_path, *chapters) -> str:
+    return write_phase(1, list(chapters), "smoke-seed0-procedural", tmp_path).read_text()
+
+
+def test_gates_stand_on_top_with_measured_needed_control_and_verdict(chapter, tmp_path):
+    gate = fact("gate", name="Diversity", passed=False, advice="Train longer.", rows=[CHECK, RED, UNSEEN])
+    page = page_of(tmp_path, chapter(gate))
+    assert page.index('class="gate failed"') < page.index("<h2>Chapters")
+    for word in ("halting", "0.41", "&gt; 0.3", "same mix 0.1", "Train longer.", 'class="failed">failed', "not run"):
+        assert word in page, word
+
+
+def test_tables_of_data_artifacts_and_provenance(chapter, tmp_path):
+    page = page_of(
+        tmp_path,
+        chapter(
+            fact("sources", rows=[{"dataset": "gsm8k", "rows": 7473, "source": "mirror"}]),
+            fact("artifact", name="cognate-memory", path="/somewhere/cognate-memory-1a", digest="abcdef" * 10),
+            fact("provenance", notebook="x", parameters={"seed": 7}, facts={"code digest": "c0de"}),
+        ),
+    )
+    top = page[: page.index("<h2>Chapters")]
+    for word in ("gsm8k", "7,473", "mirror", "cognate-memory", "abcdefabcdefabcd", "seed", "c0de"):
+        assert word in top, word
+    assert "/somewhere" not in top, "a report names no folder of this machine"
+
+
+def test_a_report_holds_no_address_to_fetch_from(chapter, tmp_path):
+    hostile = '<script src="https://cdn.example/x.js"></script><link href="https://cdn.example/x.css"><b>kept</b>'
+    figure = bars({"a": {"x": 1.0}})._repr_svg_()
+    page = page_of(tmp_path, chapter({"text/html": hostile}, {"image/svg+xml": figure}, prose="$x^2$ and\n\n$$y$$"))
+    assert "<b>kept</b>" in page and "<script" not in page and "<link" not in page
+    addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#|data:|index\.html)[^"')\s>]+""", page)
+    assert addresses == []
+    assert "Content-Security-Policy\" content=\"default-src 'none'" in page
+
+
+def test_widgets_are_left_to_their_static_twin(chapter, tmp_path):
+    widget = {WIDGET: {"model_id": "x"}, "text/plain": "VBox(children=...)"}
+    page = page_of(
+        tmp_path, chapter(widget, {**fact("twin", of="slider"), "text/html": "<table><td>twin</td></table>"})
+    )
+    assert "VBox" not in page and "<td>twin</td>" in page
+
+
+def test_a_failed_step_shows_its_error_and_an_absent_one_says_not_run(chapter, tmp_path):
+    failed = chapter(name="11_cognate_train-memory", status="failed")
+    failed.record = {**failed.record, "error": "NonFiniteError: step 7, layer memory.2 <nan>"}
+    absent = Chapter("12_cognate_diversity", tmp_path / "absent.ipynb", {})
+    page = page_of(tmp_path, failed, absent)
+    assert "11_cognate_train-memory stopped: NonFiniteError: step 7, layer memory.2 &lt;nan&gt;" in page
+    assert '<span class="badge not run">not run</span>' in page
+
+
+def test_a_notebook_run_three_times_is_open_once(chapter, tmp_path):
+    names = [f"11_cognate_train-{name}" for name in ("reasoning", "memory", "speed")]
+    page = page_of(tmp_path, *(chapter(name=name) for name in names))
+    assert page.count('<details class="chapter"') == 3
+    assert len(re.findall(r'<details class="chapter" id="[^"]+" open>', page)) == 1
+
+
+def test_the_index_lists_every_step_and_links_its_phase(chapter, tmp_path):
+    gate = fact("gate", name="Diversity", passed=True, advice="", rows=[CHECK])
+    page = write_index({1: [chapter(gate)]}, "laptop-seed0-auto", tmp_path).read_text()
+    for word in ('href="phase1.html"', "12_cognate_diversity", "1 of 1", "1:05", "2026-01-01", "Diversity"):
+        assert word in page, word
+
+
+def test_a_torn_notebook_is_named_damaged(tmp_path):
+    (tmp_path / "torn.ipynb").write_text('{"cells": [')
+    assert Chapter("12_cognate_diversity", tmp_path / "torn.ipynb", {"status": "finished"}).status == "damaged"
+
+
+def test_formulas_become_mathml():
+    page = render.markdown(r"The gate is $g = \sigma(W[y; m])$:" + "\n\n$$\\frac{1}{1-p}\\sum_{i=1}^{n} x_i$$\n")
+    assert page.count("<math") == 2 and 'display="block"' in page and "<mfrac>" in page and "$" not in page
+
+
+@pytest.mark.parametrize("latex", [r"\unheardof{x}", r"\left( x", "x}", r"\begin{aligned}a&=b\end{aligned}"])
+def test_a_formula_that_has_no_mathml_is_an_error_with_the_formula(latex):
+    with pytest.raises(MathError) as caught:
+        mathml(latex, "inline")
+    assert latex in str(caught.value)
+
+
+def test_formulas_of_the_method_have_mathml():
+    for latex in (
+        r"S_t = \eta_t S_{t-1} - \theta_t \nabla \ell(M_{t-1}; x_t)",
+        r"\lVert w \rVert_2^2 \le \sqrt{\max(1, \tfrac{r}{c})}",
+        r"\begin{cases} 1 & x > 0 \\ 0 & \text{else} \end{cases}",
+        r"\operatorname{clip}(\mathrm{round}(w / \gamma), -1, 1), \quad \{a, b\}",
+    ):
+        assert mathml(latex, "block").startswith("<math")
+
+
+def test_prices_in_prose_are_no_formulas():
+    assert "<math" not in render.markdown("It costs \\$5 and then \\$6.")
+
+
+def test_a_progress_bar_in_a_stream_leaves_its_last_state():
+    out = nbformat.v4.new_output("stream", name="stderr", text="\r 1%\r 50%\r\x1b[32m100%\x1b[0m\nnext\n")
+    assert render.output(out, "a") == "<pre>100%\nnext</pre>"
+
+
+def test_figures_keep_their_ids_apart():
+    figure = '<?xml version="1.0"?><svg><clipPath id="c"/><g clip-path="url(#c)"/><use xlink:href="#c"/></svg>'
+    assert render.svg(figure, "n1") == (
+        '<svg><clipPath id="n1-c"/><g clip-path="url(#n1-c)"/><use xlink:href="#n1-c"/></svg>'
+    )
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(None, "not run"), (0.123456, "0.1235"), (1234567, "1,234,567"), (2.0, "2"), (12345.6, "12,346"), ("x", "x")],
+)
+def test_numbers_as_people_read_them(value, text):
+    assert number(value) == text
+
+
+@pytest.fixture
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return found or pytest.skip("no Chromium here: the look of a report in a browser is not checked")
+
+
+@pytest.fixture
+def web():
+    """A loopback web server; yields its address and the list of paths it was asked for."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_report_and_asks_the_network_for_nothing(chapter, tmp_path, chromium, web):
+    address, asked = web
+    greedy = (
+        f'<img src="{address}/image.png"><style>@import url("{address}/style.css");'
+        f' @font-face {{font-family: x; src: url("{address}/font.woff")}}</style><p style="font-family: x">text</p>'
+    )
+    gate = fact("gate", name="Diversity", passed=True, advice="", rows=[CHECK])
+    page = write_phase(1, [chapter(gate, {"text/html": greedy}, prose="# T\n\n$a^2$")], "smoke", tmp_path)
+
+    def open_page(path, picture) -> bytes:
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
+        command = [chromium, *options, f"--screenshot={picture}", "--window-size=900,1400", path.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        return picture.read_bytes()
+
+    assert len(open_page(page, tmp_path / "report.png")) > 10_000
+    assert asked == []
+
+    page.write_text(re.sub(r"<meta http-equiv=[^>]+>", "", page.read_text()))
+    open_page(page, tmp_path / "control.png")
+    assert "/image.png" in asked, "without the policy the planted picture is fetched: the check can fail"
+
+
+def test_facts_survive_a_notebook_stored_as_lists_of_lines(tmp_path, chapter):
+    made = chapter(fact("artifact", name="a", path="b", digest="c"))
+    path = tmp_path / "12_cognate_diversity.ipynb"
+    assert isinstance(json.loads(path.read_text())["cells"][0]["source"], list)
+    assert made.of_kind("artifact")[0]["name"] == "a" and made.notebook["cells"][0]["source"] == "# A title"
