@@ -58,7 +58,7 @@ def runs() -> None:
 def artifacts(name: Annotated[str, typer.Option(help="only artifacts of this name")] = "") -> None:
     """List the published artifacts, newest first: digest, name, folder."""
     for artifact in _registry().find(name=name or None):
-        typer.echo(f"{artifact.digest[:12]}  {artifact.manifest['name']}  {artifact.path}")
+        typer.echo(f"{artifact.digest[:12]}  {artifact.name}  {artifact.path}")
 
 
 @app.command()
@@ -69,7 +69,8 @@ def lineage(digest: Annotated[str, typer.Argument(help="the first characters of 
     if len(found) != 1:
         raise ParameterError(f"{len(found)} artifacts have a digest that begins with {digest!r}; see: forge artifacts")
     for ancestor in registry.lineage(found[0].digest):
-        typer.echo(ancestor)
+        made_by = f"{ancestor['name']}  ({ancestor['step']})" if ancestor["name"] else "no longer here"
+        typer.echo(f"{'  ' * ancestor['depth']}{ancestor['digest'][:12]}  {made_by}")
 
 
 @app.command()
@@ -138,7 +139,7 @@ def _asked(profile: str, seed: int | None, data: str | None) -> dict[str, Any]:
 def _registry() -> Any:
     from forgelib.core.registry import Registry
 
-    return Registry(runs_dir() / "registry.sqlite")
+    return Registry(runs_dir())
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ MIME. The report lifts them out of the executed notebooks: gates to its top, sou
 """
 
 import html
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ SIGNS = {True: "passed", False: "failed", None: "not run"}
 
 def publish(kind: str, payload: Mapping[str, Any], table: str = "", text: str = "") -> None:
     """Show `table` (HTML) or `text` in the notebook and store `payload` (JSON-able) as facts of this `kind`."""
-    bundle = {MIME: {"kind": kind, **payload}, "text/plain": text or f"{kind}: {dict(payload)}"}
+    facts = json.loads(json.dumps({"kind": kind, **payload}), parse_constant=str)  # NaN is no JSON: kept as text
+    bundle = {MIME: facts, "text/plain": text or f"{kind}: {dict(payload)}"}
     if table:
         bundle["text/html"] = table
     from IPython.display import display  # here, so that the command line reads published facts without IPython
@@ -43,8 +45,7 @@ def provenance(parameters: Any, **facts: Any) -> None:
 
 def artifact(artifact: Any) -> None:
     """Show a published core.artifacts.Artifact: name, folder, digest."""
-    name = artifact.manifest["name"] if isinstance(artifact.manifest, Mapping) else artifact.manifest.name
-    payload = {"name": name, "path": str(artifact.path), "digest": artifact.digest}
+    payload = {"name": artifact.name, "path": str(artifact.path), "digest": artifact.digest}
     publish("artifact", payload, pairs_table(payload))
 
 
