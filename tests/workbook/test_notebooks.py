@@ -1,0 +1,117 @@
+"""Every notebook is a chapter: knobs in one cell, more prose than code, kept counts, outputs that the tests compare."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from forgelib.workbook import render
+from forgelib.workbook.params import MODELS
+from forgelib.workbook.plan import PLAN
+
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHECKED, KEPT = "nbval-check-output", "keep_output"
+
+pytestmark = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def tagged(book: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in book.cells if tag in cell.metadata.get("tags", ())]
+
+
+def of_type(book: nbformat.NotebookNode, kind: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in book.cells if cell.cell_type == kind]
+
+
+def test_it_is_a_step_of_the_plan_with_a_model(path):
+    assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem)
+    assert path.stem in MODELS and path.stem in {step.notebook for step in PLAN}
+
+
+def test_its_knobs_are_one_cell_of_scalars_with_the_models_defaults(path):
+    (cell,) = tagged(read(path), "parameters")
+    assigned = {}
+    for node in ast.parse(cell.source).body:
+        assert isinstance(node, ast.Assign) and len(node.targets) == 1, "only `name = value` lines"
+        assigned[node.targets[0].id] = ast.literal_eval(node.value)
+    expected = {name: field.default for name, field in MODELS[path.stem].model_fields.items()}
+    assert assigned == {**expected, "profile": ""}, "forgelib/workbook/params.py and the parameters cell differ"
+    assert all("#" in line for line in cell.source.splitlines() if line.strip()), "each knob says its unit and range"
+
+
+def test_it_reads_as_a_chapter(path):
+    book = read(path)
+    prose, code = of_type(book, "markdown"), of_type(book, "code")
+    assert 15 <= len(book.cells) <= 25
+    assert len(prose) + len(code) == len(book.cells)
+    assert book.cells[0].cell_type == "markdown" and book.cells[0].source.startswith("# ")
+    assert sum(len(cell.source) for cell in prose) > sum(len(cell.source) for cell in code), "more prose than code"
+    for cell in code:
+        assert len(cell.source.splitlines()) <= 15 or "parameters" in cell.metadata.get("tags", ()), cell.source
+
+
+def test_counts_and_checked_outputs_are_kept_and_nothing_else(path):
+    book = read(path)
+    checked = tagged(book, CHECKED)
+    assert checked, "at least one cell of rounded results is compared"
+    for cell in of_type(book, "code"):
+        assert cell.execution_count is not None, "a cell without a count is never compared"
+        is_checked = cell in checked
+        assert bool(cell.outputs) == is_checked, f"outputs belong to checked cells alone: {cell.source[:60]}"
+        assert (KEPT in cell.metadata.get("tags", ())) == is_checked
+        assert all(output.output_type == "execute_result" for output in cell.outputs)
+    assert sorted(cell.execution_count for cell in of_type(book, "code")) == list(
+        range(1, len(of_type(book, "code")) + 1)
+    )
+
+
+def test_it_names_no_machine_and_its_formulas_render(path):
+    text = path.read_text()
+    for place in ("/home/", "/Users/", "/tmp/", "/root/", "C:\\\\"):
+        assert place not in text
+    assert "papermill" not in read(path).metadata
+    for cell in of_type(read(path), "markdown"):
+        render.markdown(cell.source)
+
+
+def run_nbval(path: Path, runs: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "FORGE_PROFILE": "smoke", "FORGE_RUNS": str(runs), "HF_HUB_OFFLINE": "1"}
+    options = ["--override-ini=addopts=", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
+    command = [sys.executable, "-m", "pytest", *options, str(path)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_a_planted_wrong_result_is_seen(path, tmp_path):
+    """The comparison itself can fail. Shown on the first notebook, which needs no other; all of them share the means."""
+    if path.stem != "00_environment":
+        (checked,) = tagged(read(path), CHECKED)[:1]
+        assert checked.outputs[0].data["text/plain"].strip() not in ("", "None", "{}", "[]")
+        return
+    (ROOT / "notebooks" / ".ipynb_checkpoints").mkdir(exist_ok=True)
+    copy = ROOT / "notebooks" / ".ipynb_checkpoints" / "planted.ipynb"
+    try:
+        copy.write_text(path.read_text())
+        right = run_nbval(copy, tmp_path / "right")
+        assert right.returncode == 0, right.stdout[-3000:]
+        book = read(path)
+        (cell,) = tagged(book, CHECKED)[:1]
+        digit = re.search(r"\d", cell.outputs[0].data["text/plain"])
+        planted = cell.outputs[0].data["text/plain"]
+        cell.outputs[0].data["text/plain"] = planted.replace(digit[0], str((int(digit[0]) + 1) % 10), 1)
+        copy.write_text(json.dumps(book))
+        wrong = run_nbval(copy, tmp_path / "wrong")
+        assert wrong.returncode == 1 and "mismatch" in wrong.stdout, wrong.stdout[-3000:]
+    finally:
+        copy.unlink(missing_ok=True)
