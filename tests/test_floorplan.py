@@ -20,9 +20,10 @@ FLOORS = {
     "cli": 4,
     "server": 4,
 }
-#: Inside a room only this file (and `__init__`) imports its siblings.
+#: Inside a room only these files (and `__init__`) import their siblings. In core, `loop` joins what continues a run
+#: (random numbers, state) and `run` what a run is (artifacts, registry, tracking, loop).
 JOINING = {
-    "core": {"run"},
+    "core": {"run", "loop"},
     "optim": {"mugrokfast"},
     "data": {"prepare"},
     "models": {"cognate"},

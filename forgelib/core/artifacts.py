@@ -1,0 +1,229 @@
+"""Artifacts: folders that are there whole or not at all, and that are believed only when their hashes agree.
+
+with draft(root, "cognate-trunk") as new:
+    model.save_pretrained(new.path)
+    artifact = new.publish(step="11_cognate_train", key=..., params=..., parents=[...], seed=0)
+"""
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+DRAFT_PREFIX = ".draft-"
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "reasoning-gym")
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npy")
+REQUIRED = (
+    "schema",
+    "name",
+    "step",
+    "key",
+    "params",
+    "parents",
+    "files",
+    "code",
+    "libraries",
+    "seed",
+    "verdicts",
+    "tags",
+)
+
+
+class ArtifactError(RuntimeError):
+    """An artifact cannot be used; the text names the file, what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published folder. digest: sha256 of its manifest, the artifact's identity."""
+
+    path: Path
+    manifest: dict
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return self.manifest["name"]
+
+
+@dataclass
+class Draft:
+    """An unpublished folder; `path` is where to write."""
+
+    root: Path
+    name: str
+    path: Path
+
+    def publish(
+        self,
+        *,
+        step: str,
+        key: str,
+        params: dict,
+        parents: list[Artifact] | tuple[Artifact, ...] = (),
+        seed: int,
+        verdicts: list[dict] | None = None,
+        tags: dict | None = None,
+    ) -> Artifact:
+        """Hash, sync and rename the folder to <root>/<name>-<key>. Where that is already published, that one counts."""
+        _refuse_pickles(self.path)
+        manifest = {
+            "schema": SCHEMA,
+            "name": self.name,
+            "step": step,
+            "key": key,
+            "params": params,
+            "parents": [{"name": parent.name, "digest": parent.digest} for parent in parents],
+            "files": {name: _sha256(self.path / name) for name in _files(self.path)},
+            "code": code_digest(),
+            "libraries": _library_versions(),
+            "seed": seed,
+            "verdicts": verdicts or [],
+            "tags": tags or {},
+            "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+        }
+        (self.path / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
+        for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
+            for file in (p for p in folder.iterdir() if p.is_file()):
+                _fsync(file)
+            _fsync(folder)
+        target = self.root / f"{self.name}-{key[:12]}"
+        try:
+            os.rename(self.path, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return load_artifact(target)
+        _fsync(self.root)
+        return load_artifact(target, verify=False)
+
+
+@contextlib.contextmanager
+def draft(root: Path, name: str) -> Iterator[Draft]:
+    """A folder to write an artifact into; what is not published when the block ends is removed."""
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned_drafts(root)
+    path = Path(tempfile.mkdtemp(prefix=f"{DRAFT_PREFIX}{os.getpid()}-", dir=root))
+    path.chmod(0o755)
+    try:
+        yield Draft(root, name, path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load_artifact(path: Path | str, verify: bool = True) -> Artifact:
+    """Read an artifact; with `verify`, every file's hash. Raises ArtifactError naming the file and the remedy."""
+    path = Path(path)
+    remedy = f"Delete {path} and run the step that makes it again."
+    file = path / MANIFEST
+    if not file.is_file():
+        raise ArtifactError(f"{file} is missing: this is no published artifact, or a damaged one. {remedy}")
+    text = file.read_bytes()
+    try:
+        manifest = json.loads(text)
+        missing = [name for name in REQUIRED if name not in manifest]
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{file} is not JSON ({error}). {remedy}") from None
+    if not isinstance(manifest, dict) or missing or not isinstance(manifest["files"], dict):
+        raise ArtifactError(f"{file} is no manifest: {', '.join(missing) or 'a list of files'} is missing. {remedy}")
+    _refuse_pickles(path)
+    if verify:
+        _verify_files(path, manifest["files"], remedy)
+    return Artifact(path, manifest, hashlib.sha256(text).hexdigest())
+
+
+def _verify_files(path: Path, expected: dict[str, str], remedy: str) -> None:
+    for name, sha256 in expected.items():
+        file = path / name
+        if path.resolve() not in file.resolve().parents:
+            raise ArtifactError(f"{path / MANIFEST} lists {name}, which lies outside the artifact. {remedy}")
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing though the manifest lists it. {remedy}")
+        if _sha256(file) != sha256:
+            raise ArtifactError(f"{file} is damaged: its sha256 differs from the manifest's. {remedy}")
+    surplus = sorted(set(_files(path)) - set(expected))
+    if surplus:
+        raise ArtifactError(f"{path / surplus[0]} is not in the manifest: somebody added it. {remedy}")
+
+
+def code_digest() -> str:
+    """sha256 over the source of forgelib's floors 0 to 3: what can change a result. The workbook only shows it."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        relative = file.relative_to(package)
+        if relative.parts[0] not in ("workbook", "cli.py", "server.py", "server"):
+            digest.update(str(relative).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> list[str]:
+    names = (p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() or p.is_symlink())
+    return sorted(name for name in names if name != MANIFEST)
+
+
+def _refuse_pickles(path: Path) -> None:
+    """No file may be a pickle, whatever it is called: pickles run code when they are read."""
+    for name in _files(path):
+        file = path / name
+        if file.is_symlink():
+            raise ArtifactError(f"{file} is a link; an artifact holds plain files. Copy the file in instead.")
+        with file.open("rb") as opened:
+            head = opened.read(4)
+        looks_pickled = head[:1] == b"\x80" and len(head) > 1 and 2 <= head[1] <= 5
+        zipped = head == b"PK\x03\x04"
+        if file.suffix.lower() in PICKLE_SUFFIXES or looks_pickled or zipped:
+            raise ArtifactError(
+                f"{file} is or may be a pickle, which runs code when read; it was not opened. "
+                "Store weights as .safetensors."
+            )
+
+
+def _remove_abandoned_drafts(root: Path) -> None:
+    """Drafts of processes that no longer live."""
+    for folder in root.glob(f"{DRAFT_PREFIX}*"):
+        owner = folder.name.removeprefix(DRAFT_PREFIX).split("-")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _library_versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,59 @@
+"""Where things lie. Every path starts at the repository root, found by its pyproject.toml, so that a notebook run
+by hand, by papermill, by nbval or by `forge run` finds the same files.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+
+PROFILES = ("smoke", "laptop", "gpu6gb", "full")
+
+
+def repo_root() -> Path:
+    """The folder whose pyproject.toml names forgelib, upward from the working directory, else from this file.
+
+    Raises FileNotFoundError where there is none: then forgelib was installed without its notebooks.
+    """
+    for start in (Path.cwd(), Path(__file__).resolve()):
+        for folder in (start, *start.parents):
+            if _names_forgelib(folder / "pyproject.toml"):
+                return folder
+    raise FileNotFoundError(
+        "the workbook's folder was not found: start from inside the checkout that holds notebooks/ and pyproject.toml"
+    )
+
+
+def _names_forgelib(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")).get("project", {}).get("name") == "forgelib"
+    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError):
+        return False
+
+
+def runs_dir() -> Path:
+    """Runs and artifacts: $FORGE_RUNS, else data/runs of the repository."""
+    chosen = os.environ.get("FORGE_RUNS")
+    return Path(chosen).expanduser().resolve() if chosen else repo_root() / "data" / "runs"
+
+
+def datasets_mirror() -> Path | None:
+    """The folder of local rows, $FORGE_DATASETS, or None."""
+    chosen = os.environ.get("FORGE_DATASETS")
+    return Path(chosen).expanduser().resolve() if chosen else None
+
+
+def default_profile() -> str:
+    """$FORGE_PROFILE, else laptop. Not checked here: who uses it says what is allowed."""
+    return os.environ.get("FORGE_PROFILE") or "laptop"
+
+
+def params_dir() -> Path:
+    """params/ of the repository."""
+    return repo_root() / "params"
+
+
+def reports_dir() -> Path:
+    """reports/ of the repository."""
+    return repo_root() / "reports"

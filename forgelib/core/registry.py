@@ -1,0 +1,122 @@
+"""The registry: an SQLite index over the manifests of all artifacts. The manifests are the truth; it can be rebuilt."""
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS artifacts (
+    digest TEXT PRIMARY KEY, name TEXT, step TEXT, key TEXT, path TEXT, created TEXT, seed INTEGER, manifest TEXT);
+CREATE TABLE IF NOT EXISTS parents (child TEXT, parent TEXT, PRIMARY KEY (child, parent));
+CREATE TABLE IF NOT EXISTS tags (digest TEXT, tag TEXT, value TEXT, PRIMARY KEY (digest, tag));
+CREATE INDEX IF NOT EXISTS by_key ON artifacts (key);
+"""
+LINEAGE = """
+WITH RECURSIVE line(digest, depth) AS (
+    SELECT ?, 0 UNION SELECT parents.parent, depth + 1 FROM parents JOIN line ON parents.child = line.digest)
+SELECT line.digest, MIN(depth) AS depth, name, step, path FROM line LEFT JOIN artifacts USING (digest)
+GROUP BY line.digest ORDER BY depth, name
+"""
+
+
+class Registry:
+    """Index of the artifacts below `root`, kept in <root>/registry.sqlite.
+
+    `rebuilt` is True when the file was unreadable and was made anew from the manifests.
+    """
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+        self.path = self.root / "registry.sqlite"
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.rebuilt = False
+        try:
+            with self._open() as database:
+                database.executescript(SCHEMA)
+        except sqlite3.DatabaseError:
+            for leftover in self.root.glob("registry.sqlite*"):
+                leftover.unlink()
+            self.rebuild()
+            self.rebuilt = True
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        database = sqlite3.connect(self.path, timeout=30)
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            with database:
+                yield database
+        finally:
+            database.close()
+
+    def add(self, path: Path, manifest: dict, digest: str) -> None:
+        """Index a published artifact; adding it again changes nothing."""
+        with self._open() as database:
+            _insert(database, path, manifest, digest)
+
+    def rebuild(self) -> int:
+        """Forget everything and read every manifest below <root>/artifacts. Returns how many were found."""
+        found = []
+        for file in sorted((self.root / "artifacts").glob("*/manifest.json")):
+            with contextlib.suppress(ValueError, OSError, KeyError, TypeError, AttributeError):
+                text = file.read_bytes()
+                manifest = json.loads(text)
+                found.append((file.parent, manifest, hashlib.sha256(text).hexdigest()))
+        with self._open() as database:
+            database.executescript(SCHEMA + "DELETE FROM artifacts; DELETE FROM parents; DELETE FROM tags;")
+            for path, manifest, digest in found:
+                with contextlib.suppress(KeyError, TypeError, AttributeError):
+                    _insert(database, path, manifest, digest)
+        return len(self.find())
+
+    def find(
+        self, *, name: str | None = None, step: str | None = None, key: str | None = None, tags: dict | None = None
+    ) -> list[dict]:
+        """What matches everything asked for and still lies there, newest first: path, digest, manifest of each.
+
+        Nothing is verified here; `load_artifact(path)` does that.
+        """
+        asked = {"name": name, "step": step, "key": key}
+        wanted = [(column, value) for column, value in asked.items() if value is not None]
+        query = "SELECT path, digest, manifest FROM artifacts WHERE 1"
+        query += "".join(f" AND {column} = ?" for column, _ in wanted)
+        values = [value for _, value in wanted]
+        for tag, value in (tags or {}).items():
+            query += " AND digest IN (SELECT digest FROM tags WHERE tag = ? AND value = ?)"
+            values += [tag, json.dumps(value)]
+        with self._open() as database:
+            rows = database.execute(query + " ORDER BY created DESC, digest", values).fetchall()
+        return [
+            {"path": Path(path), "digest": digest, "manifest": json.loads(manifest)}
+            for path, digest, manifest in rows
+            if Path(path, "manifest.json").is_file()
+        ]
+
+    def lineage(self, digest: str) -> list[dict]:
+        """The artifact and all its ancestors: digest, depth (0 itself, 1 parents ...), name, step, path."""
+        with self._open() as database:
+            rows = database.execute(LINEAGE, (digest,)).fetchall()
+        return [dict(zip(("digest", "depth", "name", "step", "path"), row, strict=True)) for row in rows]
+
+
+def _insert(database: sqlite3.Connection, path: Path, manifest: dict, digest: str) -> None:
+    database.execute(
+        "INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            digest,
+            manifest["name"],
+            manifest["step"],
+            manifest["key"],
+            str(path),
+            manifest.get("created", ""),
+            manifest["seed"],
+            json.dumps(manifest),
+        ),
+    )
+    for parent in manifest["parents"]:
+        database.execute("INSERT OR REPLACE INTO parents VALUES (?, ?)", (digest, parent["digest"]))
+    for tag, value in manifest["tags"].items():
+        database.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (digest, tag, json.dumps(value)))

@@ -1,0 +1,131 @@
+"""Tracking: every record goes to metrics.jsonl, always; Weights & Biases is a mirror of it, offline by default."""
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+
+JOURNAL = "metrics.jsonl"
+PROJECT = "agent-forge-v2"
+MODES = ("offline", "online", "disabled")
+
+
+class Tracker:
+    """The journal of one run.
+
+    Records are flat dicts with a whole number `step`. They are strict JSON: nan and infinity are stored as the texts
+    "nan", "inf", "-inf". A torn last line, left by a kill in mid-write, is dropped when the journal is opened again.
+    wandb is imported only where `wandb_mode` asks for it; its files lie in the run folder and its run id is kept there,
+    so a resumed run continues the same W&B run.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path | str,
+        *,
+        run_name: str,
+        config: dict | None = None,
+        wandb_mode: str = "disabled",
+        job_type: str | None = None,
+        project: str = PROJECT,
+    ):
+        if wandb_mode not in MODES:
+            raise ValueError(f"wandb_mode = {wandb_mode!r}: must be one of {', '.join(MODES)}")
+        self.run_dir = Path(run_dir)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.path = self.run_dir / JOURNAL
+        self.run_name, self.config, self.project, self.job_type = run_name, config or {}, project, job_type
+        self.wandb_mode, self._wandb = wandb_mode, None
+        self._keep_whole_lines()
+
+    def log(self, record: dict) -> None:
+        """Append one record; it is on its way to the disk when this returns."""
+        if not isinstance(record.get("step"), int):
+            raise ValueError(f"a record needs a whole number 'step'; got {record.get('step')!r}")
+        line = json.dumps({name: _plain(value) for name, value in record.items()}, allow_nan=False)
+        with self.path.open("a", encoding="utf-8") as journal:
+            journal.write(line + "\n")
+        if self.wandb_mode != "disabled":
+            numbers = {name: value for name, value in record.items() if name != "step"}
+            self._start_wandb().log(numbers, step=record["step"])
+
+    def rewind(self, step: int) -> None:
+        """Drop the records of `step` and later: the run goes on from a checkpoint taken before them."""
+        kept = [record for record in self.records() if record["step"] < step]
+        self._write(kept)
+
+    def records(self) -> list[dict]:
+        """All records in order; "nan" and "inf" are numbers again."""
+        return [record for line in self._lines() if (record := _parse(line)) is not None]
+
+    def save_artifact(self, path: Path, name: str, kind: str) -> None:
+        """Mirror a published folder as a W&B artifact; nothing happens where W&B is disabled."""
+        if self.wandb_mode == "disabled":
+            return
+        import wandb
+
+        artifact = wandb.Artifact(name, type=kind)
+        artifact.add_dir(str(path))
+        self._start_wandb().log_artifact(artifact)
+
+    def finish(self) -> None:
+        """Close the W&B run, if one was started."""
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+            self._wandb = None
+
+    def _start_wandb(self):
+        if self._wandb is None:
+            import wandb
+
+            known = self.run_dir / "wandb_id"
+            run_id = known.read_text().strip() if known.is_file() else wandb.util.generate_id()
+            known.write_text(run_id)
+            self._wandb = wandb.init(
+                project=self.project,
+                name=self.run_name,
+                id=run_id,
+                config=self.config,
+                mode=self.wandb_mode,
+                job_type=self.job_type,
+                dir=str(self.run_dir),
+                resume="allow",
+                settings=wandb.Settings(silent=True, console="off", save_code=False, x_disable_stats=True),
+            )
+        return self._wandb
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.is_file() else []
+
+    def _keep_whole_lines(self) -> None:
+        lines = [line for line in self._lines() if line]
+        whole = self.records()
+        if len(whole) != len(lines) or (self.path.is_file() and lines and not self.path.read_bytes().endswith(b"\n")):
+            self._write(whole)
+
+    def _write(self, records: list[dict]) -> None:
+        temporary = self.path.with_suffix(".jsonl.new")
+        lines = (json.dumps({name: _plain(v) for name, v in record.items()}, allow_nan=False) for record in records)
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+def read_journal(path: Path | str) -> list[dict]:
+    """The records of a metrics.jsonl anywhere, for plots."""
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    return [record for line in lines if (record := _parse(line)) is not None]
+
+
+def _plain(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _parse(line: str) -> dict | None:
+    with contextlib.suppress(ValueError):
+        record = json.loads(line)
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            return {name: float(v) if v in ("nan", "inf", "-inf") else v for name, v in record.items()}
+    return None
