@@ -64,9 +64,9 @@ def violations(tree: ast.AST, path: Path) -> list[str]:
             wrong.append(f"{path.name} imports forgelib.{target}, which is no room of the house")
         elif target != room and FLOORS[target] >= FLOORS[room] and FLOORS[room] < 4:
             wrong.append(f"{room}/{path.name} (floor {FLOORS[room]}) imports {target} (floor {FLOORS[target]})")
-        elif target == room and len(parts) > 1 and (PACKAGE / room / f"{parts[1]}.py").exists():
-            if name != "__init__" and name not in JOINING.get(room, set()) and FLOORS[room] < 4:
-                wrong.append(f"{room}/{path.name} imports its sibling {parts[1]}; only {JOINING.get(room)} joins")
+        sibling = target == room and len(parts) > 1 and (PACKAGE / room / f"{parts[1]}.py").exists()
+        if sibling and FLOORS[room] < 4 and name not in {"__init__", *JOINING.get(room, set())}:
+            wrong.append(f"{room}/{path.name} imports its sibling {parts[1]}; only {JOINING.get(room)} joins")
     return wrong
 
 
