@@ -8,7 +8,7 @@ yields one small record per optimizer step and may be left at any step: it conti
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,24 +17,10 @@ from forgelib.core.ema import WeightAverage
 from forgelib.core.health import LossMonitor, NonFiniteError, first_nonfinite
 from forgelib.core.loop import Checkpointer, Control, ResumableLoop
 from forgelib.core.parallel import share_step
+from forgelib.core.rng import stream
 from forgelib.data.cursor import BatchCursor
 from forgelib.optim import MuGrokConfig, MuonGrokfast
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stretch of the curriculum: `steps` optimizer steps on sequences of `seq_len` tokens from `pools`.
-
-    pools maps a category to its packed sequences [N, seq_len]; max_cycles is the recursion depth trained here.
-    """
-
-    name: str
-    steps: int
-    seq_len: int
-    batch_size: int
-    max_cycles: int
-    weights: dict[str, float]
-    pools: dict[str, torch.Tensor] = field(repr=False)
+from forgelib.phases.curriculum import Stage
 
 
 @dataclass(frozen=True)
@@ -72,6 +58,51 @@ class PretrainConfig:
         return (self.total_steps - step) / max(1, self.total_steps - warmup)
 
 
+class RunStopped(RuntimeError):
+    """The training was stopped from outside; its checkpoint is kept."""
+
+    def __init__(self, done: int, total: int):
+        super().__init__(f"stopped on request after step {done} of {total}: start it again to go on from there")
+
+
+class CurriculumBatches:
+    """Batches of one stage after the other; saved and restored with the run.
+
+    With several processes each reads its own rows of a common batch of `batch_size` rows.
+    """
+
+    def __init__(self, stages: tuple[Stage, ...], seed: int, accelerator=None):
+        self.stages, self.seed = stages, seed
+        self.rank = 0 if accelerator is None else accelerator.process_index
+        self.world_size = 1 if accelerator is None else accelerator.num_processes
+        self.enter(0)
+
+    def enter(self, stage: int) -> None:
+        """Begin a stage at its first batch."""
+        self.stage, chosen = stage, self.stages[stage]
+        if chosen.batch_size % self.world_size:
+            raise ValueError(f"batch_size = {chosen.batch_size}: must be a multiple of the {self.world_size} processes")
+        self.cursor = BatchCursor(
+            chosen.pools,
+            chosen.weights,
+            chosen.batch_size // self.world_size,
+            stream(self.seed, "batches", stage),
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+    def next_batch(self) -> torch.Tensor:
+        """input_ids [rows of this process, seq_len]."""
+        return self.cursor.next_batch()
+
+    def state_dict(self) -> dict:
+        return {"stage": self.stage, "cursor": self.cursor.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.enter(int(state["stage"]))
+        self.cursor.load_state_dict(state["cursor"])
+
+
 def pretrain(
     model: nn.Module,
     config: PretrainConfig,
@@ -85,42 +116,40 @@ def pretrain(
     Yields a record a step: step, stage, loss (nats per token, deeply supervised), cycle_loss_<n> (cross-entropy
     after each cycle), act_loss, gate_entropy, memory_share, grad_norm, rate_scale, clipped_heads, tokens and
     tokens_per_second.
-    Raises NonFiniteError naming the step and the first broken layer; nothing of a broken step is kept.
+    Raises NonFiniteError naming the step and the first broken layer (nothing of a broken step is kept), DivergedError,
+    and RunStopped when `control` asked for it.
     """
-    optimizer = MuonGrokfast(model, MuGrokConfig.preset("cognate", muon_lr=config.muon_lr, adamw_lr=config.adamw_lr))
+    rates = {"muon_lr": config.muon_lr, "adamw_lr": config.adamw_lr}
+    optimizer = MuonGrokfast(model, MuGrokConfig.preset("cognate", **rates))
     base_rates = [group["lr"] for group in optimizer.param_groups]
     average = WeightAverage(model, config.ema_decay)
-    first = config.stages[0]
-    cursor = BatchCursor(first.pools, first.weights, first.batch_size, config.seed)
+    batches = CurriculumBatches(config.stages, config.seed, accelerator)
     monitor = LossMonitor()
-    parts = {"model": model, "optimizer": optimizer, "average": average, "cursor": cursor, "monitor": monitor}
+    parts = {"model": model, "optimizer": optimizer, "average": average, "batches": batches, "monitor": monitor}
     loop = ResumableLoop(parts, config.total_steps, checkpointer, control, accelerator)
     model.train()
     with loop:
-        current = None
         for step in loop:
-            if config.stage_at(step) != current:
-                current = config.stage_at(step)
-                _enter_stage(model, cursor, config.stages[current])
+            if config.stage_at(step) != batches.stage:
+                batches.enter(config.stage_at(step))
+                monitor.restart()
+            stage = config.stages[batches.stage]
+            model.config.max_cycles = stage.max_cycles
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * config.rate_scale(step)
-            record = _train_step(model, optimizer, cursor, step, accelerator)
+            record = _train_step(model, optimizer, batches.next_batch(), step, accelerator)
             average.update(model)
             monitor.update(step, record["loss"])
-            record |= {"stage": config.stages[current].name, "rate_scale": config.rate_scale(step)}
+            record |= {"stage": stage.name, "rate_scale": config.rate_scale(step)}
             yield record
-    if not loop.stopped:
-        average.copy_to(model)
+    if loop.stopped:
+        raise RunStopped(loop.done, config.total_steps)
+    average.copy_to(model)
 
 
-def _enter_stage(model: nn.Module, cursor: BatchCursor, stage: Stage) -> None:
-    model.config.max_cycles = stage.max_cycles
-    cursor.set_pools(stage.pools, stage.weights, stage.batch_size)
-
-
-def _train_step(model: nn.Module, optimizer: MuonGrokfast, cursor: BatchCursor, step: int, accelerator) -> dict:
+def _train_step(model: nn.Module, optimizer: MuonGrokfast, input_ids: torch.Tensor, step: int, accelerator) -> dict:
     started = time.perf_counter()
-    input_ids = cursor.next_batch().to(next(model.parameters()).device)
+    input_ids = input_ids.to(next(model.parameters()).device)
 
     def forward():
         return model(input_ids=input_ids, labels=input_ids, logits_to_keep=1)

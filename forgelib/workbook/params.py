@@ -55,12 +55,12 @@ class CognateData(Parameters):
 
     NOTEBOOK = "10_cognate_data"
 
-    rows_per_dataset: int = Field(2000, ge=20, le=1_000_000, description="training rows taken from each dataset")
+    rows_per_dataset: int = Field(1500, ge=20, le=1_000_000, description="training rows taken from each dataset")
     heldout_per_dataset: int = Field(
         100, ge=5, le=10_000, description="held-out rows of each dataset, never trained on"
     )
     vocab_size: int = Field(1024, ge=300, le=50_257, description="tokens; 50257 asks for GPT-2's own vocabulary")
-    seq_len_foundation: int = Field(128, ge=16, le=8192, description="tokens per sequence in the first stage")
+    seq_len_foundation: int = Field(64, ge=16, le=8192, description="tokens per sequence in the first stage")
     seq_len_reasoning: int = Field(128, ge=16, le=8192, description="tokens per sequence in the second stage")
     seq_len_advanced: int = Field(256, ge=16, le=8192, description="tokens per sequence in the third stage")
 
@@ -71,32 +71,29 @@ class CognateTrain(Parameters):
     NOTEBOOK = "11_cognate_train"
 
     specialist: Literal["reasoning", "memory", "speed"] = Field("reasoning", description="which of the three to train")
-    trunk_steps: int = Field(400, ge=1, le=10_000_000, description="optimizer steps of the shared trunk")
-    steps: int = Field(300, ge=1, le=10_000_000, description="optimizer steps of the specialist")
-    batch_size: int = Field(8, ge=1, le=4096, description="sequences per optimizer step")
-    seq_len_foundation: int = Field(128, ge=16, le=8192, description="tokens per sequence in the first stage")
-    seq_len_reasoning: int = Field(128, ge=16, le=8192, description="tokens per sequence in the second stage")
-    seq_len_advanced: int = Field(256, ge=16, le=8192, description="tokens per sequence in the third stage")
-    muon_lr: float = Field(0.01, gt=0, le=1, description="learning rate of the hidden matrices, per step")
+    trunk_steps: int = Field(450, ge=3, le=10_000_000, description="optimizer steps of the shared trunk")
+    steps: int = Field(260, ge=2, le=10_000_000, description="optimizer steps of the specialist")
+    tokens_per_step: int = Field(1024, ge=16, le=10_000_000, description="tokens in one optimizer step")
+    muon_lr: float = Field(0.02, gt=0, le=1, description="learning rate of the hidden matrices, per step")
     adamw_lr: float = Field(0.003, gt=0, le=1, description="learning rate of embeddings, norms and biases, per step")
-    d_model: int = Field(128, ge=16, le=8192, description="width of the residual stream")
-    n_layers: int = Field(4, ge=1, le=128, description="layers")
-    n_heads: int = Field(4, ge=1, le=128, description="attention heads; must divide d_model")
-    window: int = Field(64, ge=4, le=8192, description="tokens that attention looks back; farther back is memory's")
+    d_model: int = Field(128, ge=16, le=8192, description="width of the residual stream; a multiple of 2 n_heads")
+    d_ff: int = Field(344, ge=16, le=65_536, description="inner width of the feed-forward nets")
+    n_layers: int = Field(4, ge=1, le=128, description="backbone blocks")
+    n_heads: int = Field(4, ge=1, le=128, description="heads of attention and of memory")
+    window: int = Field(32, ge=4, le=8192, description="tokens that attention looks back; farther back is memory's")
+    memory_every: int = Field(2, ge=1, le=128, description="every so many blocks one carries a long-term memory")
+    memory_chunk: int = Field(32, ge=1, le=4096, description="tokens that the memory processes at once: speed only")
     n_micro_steps: int = Field(2, ge=1, le=16, description="refinements of the latent per cycle")
-    max_cycles: int = Field(3, ge=1, le=6, description="cycles of the recursion at most")
-    checkpoint_every_steps: int = Field(50, ge=1, le=1_000_000, description="optimizer steps between checkpoints")
-    checkpoint_every_seconds: float = Field(60.0, gt=0, le=86_400, description="seconds between checkpoints at most")
+    recursion_layers: int = Field(1, ge=1, le=8, description="layers of the shared recursion net")
+    accuracy_samples: int = Field(200, ge=10, le=100_000, description="held-out problems answered by generation")
+    checkpoint_every_seconds: float = Field(30.0, gt=0, le=86_400, description="seconds between checkpoints at most")
     wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
-    on_gate_failure: Literal["raise", "record"] = Field("raise", description="what a red gate does to the run")
+    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
 
     @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> "CognateTrain":
+    def _heads_divide_width(self) -> "CognateTrain":
         if self.d_model % (2 * self.n_heads):
-            raise ValueError(
-                f"d_model = {self.d_model} and n_heads = {self.n_heads}: every head needs an even share of the width, "
-                "so d_model must be a multiple of 2 x n_heads"
-            )
+            raise ValueError(f"d_model = {self.d_model}: must be a multiple of 2 x n_heads = {2 * self.n_heads}")
         return self
 
 
@@ -106,10 +103,11 @@ class CognateDiversity(Parameters):
     NOTEBOOK = "12_cognate_diversity"
 
     diversity_threshold: float = Field(0.3, ge=0, le=1, description="least spread, as a share of the mean")
-    halting_samples: int = Field(200, ge=10, le=100_000, description="held-out examples for halting and memory use")
-    accuracy_samples: int = Field(100, ge=10, le=100_000, description="held-out problems answered per specialist")
-    latency_repeats: int = Field(15, ge=3, le=1000, description="interleaved timings per specialist; the median counts")
-    on_gate_failure: Literal["raise", "record"] = Field("raise", description="what a red gate does to the run")
+    halting_samples: int = Field(120, ge=5, le=100_000, description="held-out texts for halting and memory use")
+    accuracy_samples: int = Field(200, ge=10, le=100_000, description="held-out problems answered per specialist")
+    latency_prompts: int = Field(15, ge=3, le=1000, description="prompts timed per specialist, interleaved")
+    latency_tokens: int = Field(24, ge=2, le=4096, description="tokens generated per timed prompt")
+    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
 
 
 MODELS: dict[str, type[Parameters]] = {

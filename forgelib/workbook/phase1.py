@@ -1,0 +1,182 @@
+"""What the Phase 1 notebooks share: finding the data, shaping the model, opening and journaling a training.
+
+A notebook shows each of these steps; here is only the joining of parameters, runs and artifacts.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from forgelib.core import preflight, sizing
+from forgelib.core.artifacts import Artifact, load_artifact
+from forgelib.core.paths import datasets_mirror, runs_dir
+from forgelib.core.registry import Registry
+from forgelib.core.run import Run, latest_artifact, open_run
+from forgelib.core.tracking import JOURNAL, read_journal
+from forgelib.data import SPECIALISTS
+from forgelib.data.prepare import DataBundle, DataConfig, prepare
+from forgelib.models import CognateConfig, CognateForCausalLM
+from forgelib.phases.cognate import PretrainConfig, pretrain
+from forgelib.phases.curriculum import SPECIALIST_CYCLES, TRUNK_CYCLES, specialist_stages, trunk_stages
+from forgelib.workbook.params import CognateData, CognateTrain, Parameters, profile_values
+
+DATA, TRUNK = "cognate-data", "cognate-trunk"
+
+
+def tags(p: Parameters, **more: object) -> dict:
+    """What tells this artifact from the same one of another profile, seed or data choice."""
+    return {"profile": p.profile, "seed": p.seed, "data": p.data, **more}
+
+
+def data_config(p: CognateData) -> DataConfig:
+    """The notebook's parameters as the data room's configuration."""
+    return DataConfig(
+        source=p.data,
+        rows_per_dataset=p.rows_per_dataset,
+        heldout_per_dataset=p.heldout_per_dataset,
+        seq_lens=(p.seq_len_foundation, p.seq_len_reasoning, p.seq_len_advanced),
+        vocab_size=p.vocab_size,
+        gpt2="auto" if p.vocab_size == 50_257 else "never",
+        mirror=datasets_mirror(),
+        seed=p.seed,
+    )
+
+
+def make_data(p: CognateData) -> tuple[DataBundle, Artifact]:
+    """Prepare and publish the data, or find the same data published before.
+
+    Rows of a mirror or the hub are part of the key by the bundle's digest: replaced rows make new data.
+    """
+    bundle = prepare(data_config(p))
+    run = open_run(
+        CognateData.NOTEBOOK, {**p.model_dump(), "digest": bundle.digest}, seed=p.seed, tags=tags(p), label=p.profile
+    )
+    return bundle, run.finished() or run.publish(DATA, bundle.save)
+
+
+def data_bundle(p: Parameters) -> tuple[DataBundle, Artifact]:
+    """The newest data of this profile, seed and choice of rows; made here where there is none."""
+    found = Registry(runs_dir()).find(name=DATA, tags=tags(p))
+    if found:
+        artifact = load_artifact(found[0]["path"])
+        return DataBundle.load(artifact.path), artifact
+    given = profile_values(CognateData, p.profile)
+    return make_data(CognateData(**{**given, "profile": p.profile, "seed": p.seed, "data": p.data}))
+
+
+def model_config(p: CognateTrain, bundle: DataBundle) -> CognateConfig:
+    """The trunk's shape; every `memory_every`-th block carries a long-term memory, starting with the second."""
+    tokenizer = bundle.tokenizer
+    return CognateConfig(
+        vocab_size=len(tokenizer),
+        d_model=p.d_model,
+        n_layers=p.n_layers,
+        n_heads=p.n_heads,
+        d_ff=p.d_ff,
+        window=p.window,
+        memory_layers=list(range(min(1, p.n_layers - 1), p.n_layers, p.memory_every)),
+        memory_chunk=p.memory_chunk,
+        n_micro_steps=p.n_micro_steps,
+        max_cycles=TRUNK_CYCLES,
+        recursion_layers=p.recursion_layers,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def training_config(p: CognateTrain, bundle: DataBundle, part: str) -> PretrainConfig:
+    """Stages and rates of "trunk" or of a specialist."""
+    if part == "trunk":
+        stages = trunk_stages(bundle, p.trunk_steps, p.tokens_per_step)
+    else:
+        stages = specialist_stages(bundle, part, p.steps, p.tokens_per_step)
+    return PretrainConfig(stages, seed=p.seed, muon_lr=p.muon_lr, adamw_lr=p.adamw_lr)
+
+
+def specialise(model: CognateForCausalLM, specialist: str) -> None:
+    """Give the trunk's copy its specialist's halting threshold and memory horizon (METHOD, Phase 1)."""
+    expert = SPECIALISTS[specialist]
+    model.config.act_threshold, model.config.ltm_tokens = expert.act_threshold, expert.ltm_tokens
+    for block in model.model.blocks:
+        if block.memory is not None:
+            block.memory.ltm_tokens = expert.ltm_tokens
+
+
+def forecast(p: CognateTrain, model: CognateForCausalLM) -> preflight.Forecast:
+    """Memory and disk that the deeper of the two trainings will take."""
+    config = model.config
+    applications = config.n_layers + config.recursion_layers * (config.n_micro_steps + 1) * max(
+        TRUNK_CYCLES, SPECIALIST_CYCLES[p.specialist]
+    )
+    return preflight.forecast(
+        n_parameters=sizing.count_parameters(model),
+        tokens_per_step=p.tokens_per_step,
+        d_model=config.d_model,
+        layer_applications=applications,
+        vocab_size=config.vocab_size,
+    )
+
+
+def open_training(p: CognateTrain, part: str, parents: list[Artifact]) -> Run:
+    """The run of the trunk or of a specialist. The trunk's key leaves out what only the specialist reads."""
+    facts = p.model_dump(exclude={"wandb_mode", "on_gate_failure", "checkpoint_every_seconds", "accuracy_samples"})
+    if part == "trunk":
+        facts = {name: value for name, value in facts.items() if name not in ("specialist", "steps")}
+    return open_run(
+        CognateTrain.NOTEBOOK,
+        facts,
+        parents=parents,
+        seed=p.seed,
+        tags=tags(p, part=part),
+        label=f"{p.profile}-{part}",
+        wandb_mode=p.wandb_mode,
+        run_name=f"phase1-cognate-{part}",
+    )
+
+
+def train(model: CognateForCausalLM, config: PretrainConfig, run: Run, seconds: float) -> Iterator[dict]:
+    """Records of the training, journaled; none where the run is finished: then `model` gets the finished weights."""
+    finished = run.finished()
+    if finished is not None:
+        model.load_state_dict(CognateForCausalLM.from_pretrained(finished.path / "model").state_dict())
+        model.config.max_cycles = config.stages[-1].max_cycles
+        return
+    steps = pretrain(model, config, checkpointer=run.checkpointer(every_seconds=seconds), control=run.control)
+    for n, record in enumerate(steps):
+        if n == 0:
+            run.tracker.rewind(record["step"])
+        run.tracker.log(record)
+        yield record
+
+
+def journal(run: Run) -> list[dict]:
+    """The run's records, from its artifact where it is finished."""
+    finished = run.finished()
+    return run.tracker.records() or (read_journal(finished.path / JOURNAL) if finished else [])
+
+
+def publish_model(run: Run, model: CognateForCausalLM, bundle: DataBundle, verdicts: list[dict]) -> Artifact:
+    """The model folder (config, safetensors, tokenizer) as an artifact, or the same one published before."""
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder / "model")
+        bundle.tokenizer.save_pretrained(folder / "model")
+
+    return run.finished() or run.publish(f"cognate-{run.tags['part']}", write, verdicts)
+
+
+def load_model(artifact: Artifact) -> CognateForCausalLM:
+    """The model of a published trunk or specialist, ready to be measured."""
+    return CognateForCausalLM.from_pretrained(artifact.path / "model").eval()
+
+
+def load_specialists(p: Parameters) -> tuple[dict[str, CognateForCausalLM], dict[str, Artifact]]:
+    """The three specialists by name. Raises MissingInput naming the command that trains the missing one."""
+    artifacts = {
+        name: latest_artifact(
+            f"cognate-{name}",
+            tags(p, part=name),
+            f"Train it:  papermill 11_cognate_train.ipynb out.ipynb -p specialist {name}",
+        )
+        for name in SPECIALISTS
+    }
+    return {name: load_model(artifact) for name, artifact in artifacts.items()}, artifacts
