@@ -57,18 +57,18 @@ def runs() -> None:
 @app.command()
 def artifacts(name: Annotated[str, typer.Option(help="only artifacts of this name")] = "") -> None:
     """List the published artifacts, newest first: digest, name, folder."""
-    for artifact in _registry().find(name=name or None):
-        typer.echo(f"{artifact.digest[:12]}  {artifact.name}  {artifact.path}")
+    for row in _registry().find(name=name or None):
+        typer.echo(f"{row['digest'][:12]}  {row['manifest']['name']}  {row['path']}")
 
 
 @app.command()
 def lineage(digest: Annotated[str, typer.Argument(help="the first characters of an artifact's digest")]) -> None:
     """Show an artifact and everything it was made from."""
     registry = _registry()
-    found = [artifact for artifact in registry.find() if artifact.digest.startswith(digest)]
+    found = [row["digest"] for row in registry.find() if row["digest"].startswith(digest)]
     if len(found) != 1:
         raise ParameterError(f"{len(found)} artifacts have a digest that begins with {digest!r}; see: forge artifacts")
-    for ancestor in registry.lineage(found[0].digest):
+    for ancestor in registry.lineage(found[0]):
         made_by = f"{ancestor['name']}  ({ancestor['step']})" if ancestor["name"] else "no longer here"
         typer.echo(f"{'  ' * ancestor['depth']}{ancestor['digest'][:12]}  {made_by}")
 

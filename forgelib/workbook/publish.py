@@ -61,7 +61,8 @@ def table_of(rows: list[Mapping[str, Any]], css: str = "forge") -> str:
     """HTML table of equal dicts; numbers right-aligned, every cell escaped."""
     if not rows:
         return "<p>no rows</p>"
-    head = "".join(f"<th>{html.escape(str(key))}</th>" for key in rows[0])
+    numeric = {key for key in rows[0] if _is_number(rows[0][key])}
+    head = "".join(f"<th{' class=number' * (key in numeric)}>{html.escape(str(key))}</th>" for key in rows[0])
     body = "".join("<tr>" + "".join(_cell(row.get(key)) for key in rows[0]) + "</tr>" for row in rows)
     return f'<table class="{css}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -75,6 +76,8 @@ def pairs_table(pairs: Mapping[str, Any]) -> str:
 def gate_table(payload: Mapping[str, Any]) -> str:
     """HTML of a published gate: title with verdict, one row a check, the advice where it failed."""
     rows = [_gate_row(row) for row in payload["rows"]]
+    used = [key for key in rows[0] if any(row[key] for row in rows)] if rows else []
+    rows = [{key: row[key] for key in used} for row in rows]
     verdict = "passed" if payload["passed"] else "failed"
     advice = "" if payload["passed"] or not payload["advice"] else f"<p>{html.escape(payload['advice'])}</p>"
     title = f'<p><strong>{html.escape(payload["name"])}</strong> <span class="{verdict}">{verdict}</span></p>'
@@ -92,7 +95,7 @@ def number(value: Any) -> str:
     """A number as people read it: four significant digits, thousands grouped, None as 'not run'."""
     if value is None:
         return "not run"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not _is_number(value):
         return str(value)
     if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e15):
         return f"{int(value):,}"
@@ -113,8 +116,12 @@ def _gate_row(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _cell(value: Any) -> str:
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    numeric = _is_number(value)
     text = number(value) if numeric else ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     css = "number" if numeric else value if value in ("passed", "failed", "not run") else ""
     return f'<td class="{css}">{html.escape(text)}</td>' if css else f"<td>{html.escape(text)}</td>"

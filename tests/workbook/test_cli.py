@@ -90,7 +90,7 @@ def test_lineage_shows_an_artifact_and_what_it_was_made_from(capsys):
         with draft(runs_dir() / "artifacts", name) as folder:
             (folder.path / "notes.json").write_text("{}")
             made.append(folder.publish(step="11", key=name, params={}, parents=made[:1], seed=0, verdicts=[], tags={}))
-        Registry(runs_dir()).add(made[-1])
+        Registry(runs_dir()).add(made[-1].path, made[-1].manifest, made[-1].digest)
     code, out, _ = forge(capsys, "lineage", made[1].digest[:10])
     child, parent = out.splitlines()
     assert code == 0 and "cognate-memory" in child and parent.startswith("  ") and "trunk" in parent
