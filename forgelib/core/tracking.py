@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 from pathlib import Path
 
 JOURNAL = "metrics.jsonl"
@@ -43,9 +44,9 @@ class Tracker:
         """Append one record; it is on its way to the disk when this returns."""
         if not isinstance(record.get("step"), int):
             raise ValueError(f"a record needs a whole number 'step'; got {record.get('step')!r}")
-        line = json.dumps({name: _plain(value) for name, value in record.items()}, allow_nan=False)
+        line = _line(record)
         with self.path.open("a", encoding="utf-8") as journal:
-            journal.write(line + "\n")
+            journal.write(line)
         if self.wandb_mode != "disabled":
             numbers = {name: value for name, value in record.items() if name != "step"}
             self._start_wandb().log(numbers, step=record["step"])
@@ -80,7 +81,7 @@ class Tracker:
             import wandb
 
             known = self.run_dir / "wandb_id"
-            run_id = known.read_text().strip() if known.is_file() else wandb.util.generate_id()
+            run_id = known.read_text().strip() if known.is_file() else secrets.token_hex(4)
             known.write_text(run_id)
             self._wandb = wandb.init(
                 project=self.project,
@@ -106,8 +107,10 @@ class Tracker:
 
     def _write(self, records: list[dict]) -> None:
         temporary = self.path.with_suffix(".jsonl.new")
-        lines = (json.dumps({name: _plain(v) for name, v in record.items()}, allow_nan=False) for record in records)
-        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as journal:
+            journal.writelines(_line(record) for record in records)
+            journal.flush()
+            os.fsync(journal.fileno())
         os.replace(temporary, self.path)
 
 
@@ -115,6 +118,25 @@ def read_journal(path: Path | str) -> list[dict]:
     """The records of a metrics.jsonl anywhere, for plots."""
     lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     return [record for line in lines if (record := _parse(line)) is not None]
+
+
+def _line(record: dict) -> str:
+    """Strict JSON. Raises ValueError naming the field that is none."""
+    plain = {name: _plain(value) for name, value in record.items()}
+    try:
+        return json.dumps(plain, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        wrong = next((name for name, value in plain.items() if not _is_json(value)), "?")
+        raise ValueError(
+            f"field '{wrong}' of the record of step {record['step']}: {error}; log plain numbers"
+        ) from None
+
+
+def _is_json(value) -> bool:
+    with contextlib.suppress(TypeError, ValueError):
+        json.dumps(value, allow_nan=False)
+        return True
+    return False
 
 
 def _plain(value):
