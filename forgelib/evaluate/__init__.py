@@ -1,6 +1,6 @@
 """Floor 2: measurements of any causal language model - accuracy, perplexity, diversity, intervals."""
 
-from .accuracy import Answers, answer_by_generation, first_line, most_common_answer_accuracy
+from .accuracy import Answers, answer_by_generation, first_line
 from .diversity import (
     cycles_per_text,
     interleaved_latency,
@@ -9,6 +9,7 @@ from .diversity import (
     spread_of_means,
     spread_of_medians,
 )
+from .heldout import by_category, constant_guess, mixed_questions, mixed_texts
 from .intervals import bootstrap_interval
 from .perplexity import losses_per_text, perplexity
 
@@ -16,12 +17,15 @@ __all__ = [
     "Answers",
     "answer_by_generation",
     "bootstrap_interval",
+    "by_category",
+    "constant_guess",
     "cycles_per_text",
     "first_line",
     "interleaved_latency",
     "losses_per_text",
     "memory_share_per_text",
-    "most_common_answer_accuracy",
+    "mixed_questions",
+    "mixed_texts",
     "perplexity",
     "relative_spread",
     "spread_of_means",

@@ -71,10 +71,3 @@ def answer_by_generation(
     model.train(was_training)
     wanted = [first_line(reference) for reference in references]
     return Answers(np.array([a == w for a, w in zip(answers, wanted, strict=True)]), answers, wanted)
-
-
-def most_common_answer_accuracy(train_answers: Sequence[str], references: Sequence[str]) -> float:
-    """The control without a model: always give the answer that was most frequent in training. Share right, 0 to 1."""
-    values, counts = np.unique([first_line(a) for a in train_answers], return_counts=True)
-    best = values[counts.argmax()]
-    return float(np.mean([first_line(r) == best for r in references]))

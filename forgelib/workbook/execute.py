@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from forgelib.workbook.publish import MIME
 
 Listener = Callable[[str], None]
 PAPERMILL_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
+MAIN_THREAD = threading.main_thread()
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -51,6 +54,19 @@ class Client(PapermillNotebookClient):
         manager.kernel_spec_manager = ThisPython()
         manager.transport_encryption = "auto"
         return manager
+
+    def papermill_execute_cells(self) -> None:
+        before = signal.signal(signal.SIGINT, self._pass_on) if threading.current_thread() is MAIN_THREAD else None
+        try:
+            super().papermill_execute_cells()
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+
+    def _pass_on(self, *_: Any) -> None:
+        """The first Ctrl-C ends the cell, so that notebook and kernel close in order; a second one ends forge."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.kill(self.km.provisioner.process.pid, signal.SIGINT)
 
     def execute_cell(self, cell: Any, cell_index: int, **options: Any) -> Any:
         self.where = f"cell {_place(self.nb, cell_index)} of {_place(self.nb, len(self.nb.cells) - 1)}"
@@ -98,6 +114,8 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], listene
             listener=listener,
         )
     except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from None
         raise _failure(partial, f"{error.ename}: {plain(error.evalue)}".removesuffix(": ")) from None
     except DeadKernelError:
         raise _failure(partial, "the kernel died; most often the memory ran out") from None

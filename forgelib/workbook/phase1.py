@@ -6,13 +6,16 @@ A notebook shows each of these steps; here is only the joining of parameters, ru
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from forgelib.core import preflight, sizing
 from forgelib.core.artifacts import Artifact, load_artifact
 from forgelib.core.paths import datasets_mirror, runs_dir
 from forgelib.core.registry import Registry
+from forgelib.core.rng import stream
 from forgelib.core.run import Run, latest_artifact, open_run
 from forgelib.core.tracking import JOURNAL, read_journal
-from forgelib.data import SPECIALISTS
+from forgelib.data import CURRICULUM, SPECIALISTS
 from forgelib.data.prepare import DataBundle, DataConfig, prepare
 from forgelib.models import CognateConfig, CognateForCausalLM
 from forgelib.phases.cognate import PretrainConfig, pretrain
@@ -63,6 +66,21 @@ def data_bundle(p: Parameters) -> tuple[DataBundle, Artifact]:
     return make_data(CognateData(**{**given, "profile": p.profile, "seed": p.seed, "data": p.data}))
 
 
+def curriculum_rows(bundle: DataBundle) -> list[dict]:
+    """One row a stage: epochs, datasets it adds, sequences and their length."""
+    return [
+        {
+            "stage": name,
+            "epochs": "{}-{}".format(*stage.epochs),
+            "adds": ", ".join(stage.adds),
+            "sequences": sum(len(pool) for pool in bundle.pools[name].values()),
+            "tokens each": next(iter(bundle.pools[name].values())).shape[1],
+        }
+        for name, stage in CURRICULUM.items()
+        if name in bundle.pools
+    ]
+
+
 def model_config(p: CognateTrain, bundle: DataBundle) -> CognateConfig:
     """The trunk's shape; every `memory_every`-th block carries a long-term memory, starting with the second."""
     tokenizer = bundle.tokenizer
@@ -81,6 +99,12 @@ def model_config(p: CognateTrain, bundle: DataBundle) -> CognateConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def new_model(p: CognateTrain, bundle: DataBundle) -> CognateForCausalLM:
+    """The trunk before its first step, with the weights that the seed gives."""
+    torch.manual_seed(stream(p.seed, "weights"))
+    return CognateForCausalLM(model_config(p, bundle))
 
 
 def training_config(p: CognateTrain, bundle: DataBundle, part: str) -> PretrainConfig:

@@ -43,6 +43,12 @@ def provenance(parameters: Any, **facts: Any) -> None:
     publish("provenance", payload, pairs_table({**facts, **payload["parameters"]}))
 
 
+def rows(kind: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Show a table that belongs to the results: one dict a row, the same keys in each."""
+    rows = [dict(row) for row in rows]
+    publish(kind, {"rows": rows}, table_of(rows))
+
+
 def artifact(artifact: Any) -> None:
     """Show a published core.artifacts.Artifact: name, folder, digest."""
     payload = {"name": artifact.name, "path": str(artifact.path), "digest": artifact.digest}

@@ -85,6 +85,9 @@ def _run_or_reuse(step: Step, key: str, asked: Mapping[str, Any], folder: Path, 
     params = {"profile": parameters(step, asked).profile, **asked, **step.params}
     try:
         done = execute(step.path, output, params, console.note)
+    except KeyboardInterrupt:
+        console.end("interrupted; the same command goes on from the last checkpoint")
+        raise
     except NotebookFailed as failure:
         error = f"{step.name}, cell {failure.cell} ({failure.opening}): {failure.reason}"
         _write_record(folder, step, {"status": "failed", "seconds": time.time() - began, "error": failure.reason})

@@ -6,14 +6,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from forgelib.data import Example
 from forgelib.evaluate import (
     answer_by_generation,
     bootstrap_interval,
+    by_category,
+    constant_guess,
     cycles_per_text,
     interleaved_latency,
     losses_per_text,
     memory_share_per_text,
-    most_common_answer_accuracy,
+    mixed_questions,
+    mixed_texts,
     perplexity,
     relative_spread,
     spread_of_means,
@@ -67,8 +71,33 @@ def test_answers_need_prompts(tokenizer):
         answer_by_generation(llama(), tokenizer, [], [])
 
 
+def example(category, dataset, answer, prompt="?"):
+    return Example(prompt, answer, category, dataset, "procedural")
+
+
 def test_the_guess_without_a_model():
-    assert most_common_answer_accuracy(["4", "4", "5"], ["4", "5", "6", "4 "]) == 0.5
+    questions = [example("math", "gsm8k", a) for a in ("4", "4", "5")] + [
+        example("qa", "drop", a) for a in ("no", "no ")
+    ]
+    assert constant_guess(questions).tolist() == [True, True, False, True, True]
+    rows = by_category(questions, {"guess": constant_guess(questions)})
+    assert rows == [
+        {"category": "math", "questions": 3, "guess": 0.667},
+        {"category": "qa", "questions": 2, "guess": 1.0},
+    ]
+
+
+def test_texts_and_questions_follow_the_mix():
+    pools = {name: torch.full((100, 4), i) for i, name in enumerate(("code", "math", "qa"))}
+    texts = mixed_texts(pools, {"code": 0.1, "math": 0.6, "qa": 0.3}, 50, seed=0)
+    assert torch.bincount(texts[:, 0]).tolist() == [5, 30, 15]
+    heldout = {
+        "math": [example("math", "svamp", str(i), str(i)) for i in range(90)],
+        "language": [example("language", "x", "")],
+    }
+    chosen = mixed_questions(heldout, {"math": 0.5, "language": 0.5}, 20, seed=1)
+    assert len(chosen) == 20 and {q.category for q in chosen} == {"math"}, "what has no answer is not asked"
+    assert chosen == mixed_questions(heldout, {"math": 0.5, "language": 0.5}, 20, seed=1)
 
 
 def test_losses_agree_with_the_library():
