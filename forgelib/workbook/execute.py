@@ -96,7 +96,8 @@ papermill_engines.register("forge", ForgeEngine)
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], listener: Listener) -> nbformat.NotebookNode:
     """Run `notebook` with `parameters` injected, from its own folder; returns what was executed, also kept at `output`.
 
-    The output file appears whole, also after a failure. Raises NotebookFailed with the cell and the error for people.
+    The output file appears whole, also after a failure. Raises NotebookFailed with the cell and the error for people,
+    KeyboardInterrupt after Ctrl-C.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)
     partial = output.with_suffix(".partial.ipynb")

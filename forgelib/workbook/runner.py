@@ -86,6 +86,7 @@ def _run_or_reuse(step: Step, key: str, asked: Mapping[str, Any], folder: Path, 
     try:
         done = execute(step.path, output, params, console.note)
     except KeyboardInterrupt:
+        _write_record(folder, step, {"status": "interrupted", "seconds": time.time() - began})
         console.end("interrupted; the same command goes on from the last checkpoint")
         raise
     except NotebookFailed as failure:

@@ -1,7 +1,11 @@
 """`forge run` runs what is new, reuses what holds, stops at a failure in plain words, and always writes its reports."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -205,3 +209,24 @@ def test_a_progress_line_reaches_the_console_and_leaves_one_line_behind(house, w
     executed = json.loads((executed_dir(Step("00_environment"), SMOKE) / "00_environment.ipynb").read_text())
     (output,) = executed["cells"][-1]["outputs"]
     assert "100% · 8/8" in "".join(output["data"]["text/plain"])
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_kernel_and_says_how_to_go_on(house, write_chapter):
+    mark = house / "kernel"
+    source = f"import os, pathlib, time\npathlib.Path({str(mark)!r}).write_text(str(os.getpid()))\ntime.sleep(60)"
+    write_chapter("00_environment", source)
+    command = [sys.executable, "-c", "from forgelib.cli import main; main()", "run", "--profile", "smoke"]
+    forge = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 60
+    while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kernel = int(mark.read_text())
+    forge.send_signal(signal.SIGINT)
+    said, _ = forge.communicate(timeout=60)
+    assert forge.returncode == 130
+    assert "interrupted; the same command goes on from the last checkpoint" in said and "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
+    folder = executed_dir(Step("00_environment"), SMOKE)
+    assert read_record(folder, Step("00_environment"))["status"] == "interrupted"
