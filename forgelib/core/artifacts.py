@@ -3,6 +3,8 @@
 with draft(root, "cognate-trunk") as new:
     model.save_pretrained(new.path)
     artifact = new.publish(step="11_cognate_train", key=..., params=..., parents=[...], seed=0)
+
+manifest.json holds the sha256 of every file, and manifest.sha256 that of the manifest (`sha256sum -c` reads it).
 """
 
 import contextlib
@@ -11,7 +13,9 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +24,7 @@ from pathlib import Path
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"
 DRAFT_PREFIX = ".draft-"
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "reasoning-gym")
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npy")
@@ -92,7 +97,9 @@ class Draft:
             "tags": tags or {},
             "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         }
-        (self.path / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
+        text = json.dumps(manifest, indent=1, allow_nan=False).encode()
+        (self.path / MANIFEST).write_bytes(text)
+        (self.path / SEAL).write_text(f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n")
         for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
             for file in (p for p in folder.iterdir() if p.is_file()):
                 _fsync(file)
@@ -110,11 +117,16 @@ class Draft:
 
 @contextlib.contextmanager
 def draft(root: Path, name: str) -> Iterator[Draft]:
-    """A folder to write an artifact into; what is not published when the block ends is removed."""
+    """A folder to write an artifact into; what is not published when the block ends is removed.
+
+    Drafts left behind by processes that were killed are removed here, too.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"name = {name!r}: an artifact's name is letters, digits, '.', '_' and '-'")
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     _remove_abandoned_drafts(root)
-    path = Path(tempfile.mkdtemp(prefix=f"{DRAFT_PREFIX}{os.getpid()}-", dir=root))
+    path = Path(tempfile.mkdtemp(prefix=f"{_draft_prefix()}{os.getpid()}-", dir=root))
     path.chmod(0o755)
     try:
         yield Draft(root, name, path)
@@ -130,6 +142,7 @@ def load_artifact(path: Path | str, verify: bool = True) -> Artifact:
     if not file.is_file():
         raise ArtifactError(f"{file} is missing: this is no published artifact, or a damaged one. {remedy}")
     text = file.read_bytes()
+    digest = hashlib.sha256(text).hexdigest()
     try:
         manifest = json.loads(text)
         missing = [name for name in REQUIRED if name not in manifest]
@@ -139,8 +152,17 @@ def load_artifact(path: Path | str, verify: bool = True) -> Artifact:
         raise ArtifactError(f"{file} is no manifest: {', '.join(missing) or 'a list of files'} is missing. {remedy}")
     _refuse_pickles(path)
     if verify:
+        _verify_seal(path, digest, remedy)
         _verify_files(path, manifest["files"], remedy)
-    return Artifact(path, manifest, hashlib.sha256(text).hexdigest())
+    return Artifact(path, manifest, digest)
+
+
+def _verify_seal(path: Path, digest: str, remedy: str) -> None:
+    seal = path / SEAL
+    if not seal.is_file():
+        raise ArtifactError(f"{seal} is missing: nothing vouches for the manifest. {remedy}")
+    if seal.read_bytes() != f"{digest}  {MANIFEST}\n".encode():
+        raise ArtifactError(f"{path / MANIFEST} is damaged: its sha256 differs from the one in {SEAL}. {remedy}")
 
 
 def _verify_files(path: Path, expected: dict[str, str], remedy: str) -> None:
@@ -170,7 +192,7 @@ def code_digest() -> str:
 
 def _files(path: Path) -> list[str]:
     names = (p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() or p.is_symlink())
-    return sorted(name for name in names if name != MANIFEST)
+    return sorted(name for name in names if name not in (MANIFEST, SEAL))
 
 
 def _refuse_pickles(path: Path) -> None:
@@ -179,21 +201,33 @@ def _refuse_pickles(path: Path) -> None:
         file = path / name
         if file.is_symlink():
             raise ArtifactError(f"{file} is a link; an artifact holds plain files. Copy the file in instead.")
-        with file.open("rb") as opened:
-            head = opened.read(4)
-        looks_pickled = head[:1] == b"\x80" and len(head) > 1 and 2 <= head[1] <= 5
-        zipped = head == b"PK\x03\x04"
-        if file.suffix.lower() in PICKLE_SUFFIXES or looks_pickled or zipped:
+        if file.suffix.lower() in PICKLE_SUFFIXES or _looks_pickled(file):
             raise ArtifactError(
                 f"{file} is or may be a pickle, which runs code when read; it was not opened. "
                 "Store weights as .safetensors."
             )
 
 
+def _looks_pickled(file: Path) -> bool:
+    """By content: pickle protocols 2 to 5, zip (torch.save), and a .safetensors file that is none.
+
+    A safetensors file starts with the length of its JSON header, 8 bytes, which alone may look like a pickle's start.
+    """
+    with file.open("rb") as opened:
+        head = opened.read(9)
+    if file.suffix.lower() == ".safetensors":
+        return head[8:] != b"{" or int.from_bytes(head[:8], "little") > file.stat().st_size - 8
+    return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"))
+
+
+def _draft_prefix() -> str:
+    """Drafts carry host and process, so that only a dead process of this very host is taken for dead."""
+    return f"{DRAFT_PREFIX}{socket.gethostname()}-"
+
+
 def _remove_abandoned_drafts(root: Path) -> None:
-    """Drafts of processes that no longer live."""
     for folder in root.glob(f"{DRAFT_PREFIX}*"):
-        owner = folder.name.removeprefix(DRAFT_PREFIX).split("-")[0]
+        owner = folder.name.removeprefix(_draft_prefix()).split("-")[0]
         if owner.isdigit() and not _alive(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)
 

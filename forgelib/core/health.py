@@ -1,5 +1,6 @@
 """Silent failures made loud: numbers that are not finite, losses that diverge or no longer move."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -58,32 +59,40 @@ def first_nonfinite(model: nn.Module, forward: Callable[[], object]) -> str | No
 class LossMonitor:
     """Watches the loss, smoothed over about `window` steps.
 
-    Divergence: after a warm-up of one window the smoothed loss stands above `factor` times its best for `patience`
-    steps: DivergedError. Plateau: no new best by 0.1% for `plateau_steps` steps; told by `plateau`, nothing is raised.
+    Divergence: after a warm-up of one window the smoothed loss stands above its best b by more than
+    (factor - 1) max(|b|, floor) for `patience` steps: DivergedError. The floor, in units of the loss, keeps a loss
+    near zero, or a negative one, from looking like it. Plateau: no new best by 0.1% for `plateau_steps` steps; told by
+    `plateau`, nothing is raised.
     """
 
-    def __init__(self, window: int = 20, factor: float = 2.0, patience: int = 20, plateau_steps: int = 200):
+    def __init__(
+        self, window: int = 20, factor: float = 2.0, patience: int = 20, plateau_steps: int = 200, floor: float = 0.1
+    ):
         self.window, self.factor, self.patience, self.plateau_steps = window, factor, patience, plateau_steps
-        self.seen, self.smoothed, self.best, self.best_step, self.bad_steps = 0, 0.0, float("inf"), 0, 0
+        self.floor = floor
+        self.restart()
 
     def restart(self) -> None:
         """Begin anew where the task changes, as at a new stage of a curriculum."""
         self.seen, self.smoothed, self.best, self.best_step, self.bad_steps = 0, 0.0, float("inf"), 0, 0
 
     def update(self, step: int, loss: float) -> None:
-        """Take in the loss of a step. Raises DivergedError."""
+        """Take in the loss of a step. Raises DivergedError, and NonFiniteError for a loss that is no number."""
+        if not math.isfinite(loss):
+            raise NonFiniteError(step, "the loss")
         self.seen += 1
         rate = 1 / min(self.seen, self.window)
         self.smoothed += rate * (loss - self.smoothed)
         if self.seen < self.window:
             return
-        if self.smoothed < 0.999 * self.best:
+        if self.best == math.inf or self.smoothed < self.best - 0.001 * abs(self.best):
             self.best, self.best_step = self.smoothed, self.seen
-        self.bad_steps = self.bad_steps + 1 if self.smoothed > self.factor * self.best else 0
+        limit = self.best + (self.factor - 1) * max(abs(self.best), self.floor)
+        self.bad_steps = self.bad_steps + 1 if self.smoothed > limit else 0
         if self.bad_steps >= self.patience:
             raise DivergedError(
-                f"step {step}: the loss has stood at {self.smoothed:.3g}, above {self.factor:g} times its best "
-                f"{self.best:.3g}, for {self.patience} steps. Lower the learning rate or warm up longer."
+                f"step {step}: the loss has stood above {limit:.3g} for {self.patience} steps, now at "
+                f"{self.smoothed:.3g}; its best was {self.best:.3g}. Lower the learning rate or warm up longer."
             )
 
     @property

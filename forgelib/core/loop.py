@@ -9,14 +9,18 @@ same bits: weights, optimizer, random numbers, data cursor and whatever else is 
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +28,7 @@ from forgelib.core import rng, state
 
 ACTIONS = ("run", "pause", "stop")
 POLL_SECONDS = 0.2
+TENSORS, STATE, HASHES = "tensors.safetensors", "state.json", "hashes.json"
 
 
 class CheckpointError(RuntimeError):
@@ -54,19 +59,23 @@ class Control:
             return "run"
         return action if action in ACTIONS else "run"
 
-    def wait(self) -> str:
-        """Once a step: returns "run" or "stop", after sitting out a pause. A stop is taken back when it was seen."""
-        while (action := self.read()) == "pause":
+    def wait(self, agree: Callable[[str], str] = str) -> str:
+        """Once a step: "run" or "stop", after sitting out a pause. `agree` makes several processes see the same."""
+        while (action := agree(self.read())) == "pause":
             time.sleep(POLL_SECONDS)
-        if action == "stop":
-            self.request("resume")
         return action
+
+    def forget_old(self) -> None:
+        """Drop a request from before this process started: starting the run again is the newer wish."""
+        if self.path.is_file() and self.path.stat().st_mtime < psutil.Process().create_time():
+            self.request("resume")
 
 
 class Checkpointer:
     """Folders step-<n> below `folder`, each whole or not there, the newest `keep` of them.
 
     A checkpoint is due `every_steps` steps or `every_seconds` seconds after the last one, whichever comes first.
+    `skipped` tells of damaged checkpoints that were passed over.
     """
 
     def __init__(
@@ -75,7 +84,27 @@ class Checkpointer:
         self.folder = Path(folder)
         self.every_steps, self.every_seconds, self.keep = every_steps, every_seconds, keep
         self._last_step, self._last_time = 0, time.monotonic()
+        self._lock = None
         self.skipped: list[str] = []
+
+    def claim(self) -> None:
+        """Make this process the only one that trains here, until `release` or its end. Raises CheckpointError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = (self.folder / ".lock").open("a+")
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise CheckpointError(
+                f"another process is training in {self.folder}: wait for it, or stop it with `forge stop`"
+            ) from None
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let another process train here."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def due(self, step: int) -> bool:
         """Whether to save after `step` steps are done."""
@@ -87,14 +116,14 @@ class Checkpointer:
         """Write the checkpoint of `step` finished steps. Raises CheckpointError when the disk does not take it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors, meta = state.flatten(content)
-        temporary = self.folder / f".writing-{os.getpid()}"
+        temporary = self.folder / ".writing"  # also what a killed process left half-written
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            save_file(state.storable(tensors), temporary / "tensors.safetensors")
-            (temporary / "state.json").write_text(json.dumps({"step": step, "state": meta}))
-            hashes = {name: _sha256(temporary / name) for name in ("tensors.safetensors", "state.json")}
-            (temporary / "hashes.json").write_text(json.dumps(hashes))
+            save_file(state.storable(tensors), temporary / TENSORS)
+            (temporary / STATE).write_text(json.dumps({"step": step, "state": meta}))
+            hashes = {name: _sha256(temporary / name) for name in (TENSORS, STATE)}
+            (temporary / HASHES).write_text(json.dumps(hashes))
             for file in (*temporary.iterdir(), temporary):
                 _fsync(file)
             target = self.folder / f"step-{step:09d}"
@@ -111,16 +140,11 @@ class Checkpointer:
     def latest(self) -> dict | None:
         """The newest whole checkpoint, {"step": ..., "state": ...}, or None. Damaged ones are noted in `skipped`."""
         for folder in reversed(self._folders()):
-            try:
-                hashes = json.loads((folder / "hashes.json").read_text())
-                damaged = [name for name, sha256 in hashes.items() if _sha256(folder / name) != sha256]
-                if damaged:
-                    raise ValueError(f"{damaged[0]} does not have its hash")
-                stored = json.loads((folder / "state.json").read_text())
-                tensors = load_file(folder / "tensors.safetensors")
-            except (OSError, ValueError, SafetensorError) as error:
-                self.skipped.append(f"{folder} is damaged ({error}); an earlier checkpoint is used")
+            if damage := _damage(folder):
+                self.skipped.append(f"checkpoint {folder} is damaged ({damage}); going on from the one before it")
+                warnings.warn(self.skipped[-1], stacklevel=2)
                 continue
+            stored, tensors = json.loads((folder / STATE).read_text()), load_file(folder / TENSORS)
             self._last_step = stored["step"]
             return {"step": stored["step"], "state": state.unflatten(tensors, stored["state"])}
         return None
@@ -129,7 +153,7 @@ class Checkpointer:
         return sorted(self.folder.glob("step-*"))
 
     def _explain(self, step: int, error: Exception) -> str:
-        survivors = self._folders()
+        survivors = [folder for folder in self._folders() if not _damage(folder)]
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         cause = "the disk is full" if full else str(error)
         kept = f"The checkpoint {survivors[-1]} is unharmed" if survivors else "There is no earlier checkpoint"
@@ -142,9 +166,11 @@ class Checkpointer:
 class ResumableLoop:
     """Steps `start_step` .. `total_steps` - 1, with checkpoints between them.
 
-    A stop request ends the iteration after a checkpoint, with `stopped` True. Leaving the block early at a step's end
-    (the consumer of an iterator stops reading) saves too; an error inside a step does not: its step is not done.
-    With an accelerator only the main process writes, and every process has its own random numbers restored.
+    A stop request ends the iteration after a checkpoint, with `stopped` True. Closing a generator whose loop body ends
+    in its `yield` (the consumer stops reading) saves too: that step is done. An error or `break` inside a step does
+    not save: its step is not done. `extra` is a dict of plain values kept with the checkpoints.
+    With an accelerator only the main process writes, and every process has its own random numbers restored; parts hold
+    the same state on every process.
     """
 
     def __init__(
@@ -158,13 +184,25 @@ class ResumableLoop:
         self.parts, self.total_steps = parts, total_steps
         self.checkpointer, self.control, self.accelerator = checkpointer, control, accelerator
         self.start_step = self.done = 0
-        self.stopped, self.extra = False, {}
+        self.stopped, self._in_step, self.extra = False, False, {}
 
     def __enter__(self) -> "ResumableLoop":
-        found = self.checkpointer.latest()
-        if found is None:
-            return self
-        content = found["state"]
+        if self._is_main():
+            self.checkpointer.claim()
+            if self.control is not None:
+                self.control.forget_old()
+        try:
+            found = self.checkpointer.latest()
+            if found is not None:
+                self._restore(found["step"], found["state"])
+        except BaseException:
+            self.checkpointer.release()
+            raise
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()  # nobody writes while somebody still reads
+        return self
+
+    def _restore(self, step: int, content: dict) -> None:
         if set(content["parts"]) != set(self.parts):
             raise CheckpointError(
                 f"{self.checkpointer.folder} holds {sorted(content['parts'])}, this run needs {sorted(self.parts)}: "
@@ -172,10 +210,14 @@ class ResumableLoop:
             )
         for name, part in self.parts.items():
             part.load_state_dict(content["parts"][name])
-        own = content["rng"][self._rank()] if self._rank() < len(content["rng"]) else content["rng"][0]
-        rng.set_rng_state(own)
-        self.extra, self.start_step, self.done = content["extra"], found["step"], found["step"]
-        return self
+        rank = 0 if self.accelerator is None else self.accelerator.process_index
+        if rank >= len(content["rng"]):
+            raise CheckpointError(
+                f"{self.checkpointer.folder} was written by {len(content['rng'])} processes, this run has more: "
+                "start it with as many, or delete the folder to begin anew"
+            )
+        rng.set_rng_state(content["rng"][rank])
+        self.extra, self.start_step, self.done = content["extra"], step, step
 
     def __iter__(self) -> Iterator[int]:
         saved = self.start_step
@@ -183,8 +225,9 @@ class ResumableLoop:
             if self._asked() == "stop":
                 self.stopped = True
                 break
+            self._in_step = True
             yield step
-            self.done = step + 1
+            self._in_step, self.done = False, step + 1
             if self._agree(self.checkpointer.due(self.done)):
                 self._save()
                 saved = self.done
@@ -192,13 +235,16 @@ class ResumableLoop:
             self._save()
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is GeneratorExit and self.done < self.total_steps:
-            self.done += 1  # the consumer left after its record of this step, which is complete
-            self._save()
+        try:
+            if kind is GeneratorExit and self._in_step:
+                self.done += 1  # the consumer left after the record of this step, which is complete
+                self._save()
+        finally:
+            self.checkpointer.release()
 
     def _save(self) -> None:
         states = self._gather_rng()
-        if self.accelerator is None or self.accelerator.is_main_process:
+        if self._is_main():
             parts = {name: part.state_dict() for name, part in self.parts.items()}
             self.checkpointer.save(self.done, {"parts": parts, "rng": states, "extra": self.extra})
         if self.accelerator is not None:
@@ -214,20 +260,31 @@ class ResumableLoop:
     def _asked(self) -> str:
         if self.control is None:
             return "run"
-        if self.accelerator is None or self.accelerator.num_processes == 1:
-            return self.control.wait()
-        return "stop" if self._agree(self.accelerator.is_main_process and self.control.wait() == "stop") else "run"
+        action = self.control.wait(self._agree)
+        if action == "stop" and self._is_main():
+            self.control.request("resume")  # seen, so taken back
+        return action
 
-    def _agree(self, mine: bool) -> bool:
+    def _agree(self, mine: Any) -> Any:
         """What the main process decides, on every process."""
         if self.accelerator is None or self.accelerator.num_processes == 1:
             return mine
         from accelerate.utils import broadcast_object_list
 
-        return bool(broadcast_object_list([mine])[0])
+        return broadcast_object_list([mine])[0]
 
-    def _rank(self) -> int:
-        return 0 if self.accelerator is None else self.accelerator.process_index
+    def _is_main(self) -> bool:
+        return self.accelerator is None or self.accelerator.is_main_process
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's folder; None when every file has its hash."""
+    try:
+        hashes = json.loads((folder / HASHES).read_text())
+        wrong = [name for name in (TENSORS, STATE) if _sha256(folder / name) != hashes[name]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{wrong[0]} does not have its hash" if wrong else None
 
 
 def _sha256(file: Path) -> str:

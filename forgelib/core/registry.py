@@ -29,13 +29,17 @@ class Registry:
     """
 
     def __init__(self, root: Path | str):
-        self.root = Path(root)
+        self.root = Path(root).resolve()
         self.path = self.root / "registry.sqlite"
         self.root.mkdir(parents=True, exist_ok=True)
         self.rebuilt = False
         try:
             with self._open() as database:
                 database.executescript(SCHEMA)
+                if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                    raise sqlite3.DatabaseError("the file is damaged inside")
+        except sqlite3.OperationalError:  # locked, read-only, disk full: the file itself is sound
+            raise
         except sqlite3.DatabaseError:
             for leftover in self.root.glob("registry.sqlite*"):
                 leftover.unlink()
@@ -55,22 +59,23 @@ class Registry:
     def add(self, path: Path, manifest: dict, digest: str) -> None:
         """Index a published artifact; adding it again changes nothing."""
         with self._open() as database:
-            _insert(database, path, manifest, digest)
+            _insert(database, Path(path).resolve(), manifest, digest)
 
     def rebuild(self) -> int:
-        """Forget everything and read every manifest below <root>/artifacts. Returns how many were found."""
-        found = []
-        for file in sorted((self.root / "artifacts").glob("*/manifest.json")):
-            with contextlib.suppress(ValueError, OSError, KeyError, TypeError, AttributeError):
-                text = file.read_bytes()
-                manifest = json.loads(text)
-                found.append((file.parent, manifest, hashlib.sha256(text).hexdigest()))
+        """Forget everything and read every manifest below <root>/artifacts. Returns how many were found.
+
+        A folder whose manifest cannot be read is left out: no step can use it.
+        """
         with self._open() as database:
-            database.executescript(SCHEMA + "DELETE FROM artifacts; DELETE FROM parents; DELETE FROM tags;")
-            for path, manifest, digest in found:
-                with contextlib.suppress(KeyError, TypeError, AttributeError):
-                    _insert(database, path, manifest, digest)
-        return len(self.find())
+            database.executescript(SCHEMA)
+            database.execute("BEGIN IMMEDIATE")  # who publishes meanwhile is added after this, not lost
+            for table in ("artifacts", "parents", "tags"):
+                database.execute(f"DELETE FROM {table}")
+            for file in sorted((self.root / "artifacts").glob("*/manifest.json")):
+                with contextlib.suppress(ValueError, OSError, KeyError, TypeError, AttributeError):
+                    text = file.read_bytes()
+                    _insert(database, file.parent, json.loads(text), hashlib.sha256(text).hexdigest())
+            return database.execute("SELECT COUNT(*) FROM artifacts").fetchone()[0]
 
     def find(
         self, *, name: str | None = None, step: str | None = None, key: str | None = None, tags: dict | None = None
@@ -103,20 +108,10 @@ class Registry:
 
 
 def _insert(database: sqlite3.Connection, path: Path, manifest: dict, digest: str) -> None:
-    database.execute(
-        "INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            digest,
-            manifest["name"],
-            manifest["step"],
-            manifest["key"],
-            str(path),
-            manifest.get("created", ""),
-            manifest["seed"],
-            json.dumps(manifest),
-        ),
-    )
-    for parent in manifest["parents"]:
-        database.execute("INSERT OR REPLACE INTO parents VALUES (?, ?)", (digest, parent["digest"]))
-    for tag, value in manifest["tags"].items():
-        database.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (digest, tag, json.dumps(value)))
+    created, parents, tags = manifest.get("created", ""), manifest["parents"], manifest["tags"]
+    row = (digest, manifest["name"], manifest["step"], manifest["key"], str(path), created, manifest["seed"])
+    lines = [(digest, parent["digest"]) for parent in parents]
+    labels = [(digest, tag, json.dumps(value)) for tag, value in tags.items()]
+    database.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, json.dumps(manifest)))
+    database.executemany("INSERT OR REPLACE INTO parents VALUES (?, ?)", lines)
+    database.executemany("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", labels)

@@ -18,6 +18,8 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
 
     def visit(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
+            while path in tensors:  # "a/b" in one dict and "b" in a dict named "a"; 1 and "1" as keys
+                path += "'"
             tensors[path] = value.detach()
             return {TENSOR: path}
         if isinstance(value, dict):
