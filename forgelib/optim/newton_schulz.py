@@ -10,6 +10,8 @@ from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
+#: Where the singular values of a well-conditioned matrix end.
+BAND = (0.68, 1.20)
 #: From this ratio of long to short side on, iterating on the small Gram matrix costs less than on X itself.
 GRAM_RATIO = 1.5
 
