@@ -25,9 +25,8 @@ def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(q k^T / sqrt(d)) v where `seen`. Returns the mix [..., T, d] and the logits, hidden ones at -1e9."""
-    logits = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    logits = logits.masked_fill(~seen, MASKED)
-    return torch.softmax(logits.float(), dim=-1).to(v.dtype) @ v, logits
+    logits = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float().masked_fill(~seen, MASKED)
+    return torch.softmax(logits, dim=-1).to(v.dtype) @ v, logits
 
 
 def dense_window(q: Tensor, k: Tensor, v: Tensor, window: int, slots: Tensor, valid: Tensor | None):
@@ -57,7 +56,8 @@ def blocked_window(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor |
         blocks = torch.nn.functional.pad(valid, (window, padding)).unfold(1, 2 * window, window)
         seen = (seen & blocks[:, None, :, None, :]) | (query == key)
     mixed, logits = masked_attention(q, k, v, seen)
-    return mixed.reshape(batch, heads, n_blocks * window, width)[:, :, :length], logits
+    mixed, logits = (x.flatten(2, 3)[:, :, :length] for x in (mixed, logits))
+    return mixed, logits
 
 
 class SlidingWindowAttention(nn.Module):

@@ -6,130 +6,22 @@
 Shape legend: B batch, T new tokens, S keys in reach, D width, H heads.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
 from .attention import SlidingWindowAttention
+from .block import CognateBlock, Reach
 from .cache import CognateCache
 from .configuration import CYCLES_LIMIT, CognateConfig
+from .gate import MemoryGate
 from .halting import HaltingHead
 from .layers import SwiGLU, token_cross_entropy
 from .memory import NeuralMemory
+from .output import CognateOutput
 from .recursion import RecursionLayer, active_tokens, put_tokens, refine, supervision_weights, take_tokens
 
 EPSILON = 1e-6
-
-
-@dataclass
-class Reach:
-    """What the new tokens may look at. positions [T] in tokens, slots [T] own key among S, valid [B, S] or None."""
-
-    positions: Tensor
-    slots: Tensor
-    valid: Tensor | None
-    cache: CognateCache | None
-
-    def keys_values(self, attention: SlidingWindowAttention, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, H, S, d] in reach of layer `layer`: those of x and the cached ones before."""
-        k, v = attention.keys_values(x, self.positions)
-        return (k, v) if self.cache is None else self.cache.update(k, v, layer)
-
-    def new_valid(self, n_new: int) -> Tensor | None:
-        """Validity [B, T] of the new tokens alone."""
-        return None if self.valid is None else self.valid[:, -n_new:]
-
-
-@dataclass
-class CognateOutput(ModelOutput):
-    """What a forward pass returns; the fields after `hidden_states` are Cognate's own.
-
-    loss: scalar, nats per token. logits: [B, T, V]. cycle_losses: [cycles] cross-entropy after each cycle, detached.
-    n_cycles: [B, T] recursion cycles each token ran. halt_probability: [B, T] after its last cycle.
-    gate_entropy: mean entropy of the memory gates in nats. memory_share: [n memories] share of the mixed signal
-    that came from each memory, 0 to 1.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: CognateCache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    last_hidden_state: Tensor | None = None
-    cycle_states: list[Tensor] | None = None
-    cycle_losses: Tensor | None = None
-    act_loss: Tensor | None = None
-    n_cycles: Tensor | None = None
-    halt_probability: Tensor | None = None
-    gate_entropy: Tensor | None = None
-    memory_share: Tensor | None = None
-
-
-class MemoryGate(nn.Module):
-    """g = sigmoid(W [y; m]), out = g y + (1 - g) m, y and m normalised with learned vectors (Titans, section 4.2).
-
-    Returns the mix [B, T, D], the mean entropy of g in nats (a bonus in the loss keeps g from saturating) and the
-    share of the mix that is memory, |(1 - g) m| / (|g y| + |(1 - g) m|), without gradient.
-    """
-
-    def __init__(self, d_model: int):
-        super().__init__()
-        self.y_norm = nn.RMSNorm(d_model, eps=EPSILON)
-        self.m_norm = nn.RMSNorm(d_model, eps=EPSILON)
-        self.gate = nn.Linear(2 * d_model, d_model)
-
-    def forward(self, y: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        y = self.y_norm(y)
-        if m is None:
-            return y, None, None
-        m = self.m_norm(m)
-        logit = self.gate(torch.cat([y, m], dim=-1))
-        g = torch.sigmoid(logit)
-        entropy = (nn.functional.softplus(logit) - g * logit).mean()
-        from_attention, from_memory = g * y, (1 - g) * m
-        with torch.no_grad():
-            size = from_memory.norm(dim=-1)
-            share = (size / (from_attention.norm(dim=-1) + size + EPSILON)).mean()
-        return from_attention + from_memory, entropy, share
-
-
-class CognateBlock(nn.Module):
-    """Pre-norm block: window attention, gated with a long-term memory where the block has one, then SwiGLU."""
-
-    def __init__(self, config: CognateConfig, index: int):
-        super().__init__()
-        self.index = index
-        self.mix_norm = nn.RMSNorm(config.d_model, eps=EPSILON)
-        self.attention = SlidingWindowAttention(config.d_model, config.n_heads, config.window, config.rope_theta)
-        self.memory, self.memory_gate = None, None
-        if index in config.memory_layers:
-            self.memory = NeuralMemory(
-                config.d_model, config.n_heads, config.memory_chunk, config.ltm_tokens, config.conv_kernel
-            )
-            self.memory_gate = MemoryGate(config.d_model)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=EPSILON)
-        self.feed_forward = SwiGLU(config.d_model, config.d_ff)
-
-    def forward(self, x: Tensor, reach: Reach, use_memory: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        h = self.mix_norm(x)
-        k, v = reach.keys_values(self.attention, h, self.index)
-        mixed = self.attention(h, k, v, reach.positions, reach.slots, reach.valid)
-        entropy = share = None
-        if self.memory is not None:
-            recalled = self._recall(h, reach) if use_memory else None
-            mixed, entropy, share = self.memory_gate(mixed, recalled)
-        x = x + self.out_proj(mixed)
-        return x + self.feed_forward(self.feed_forward_norm(x)), entropy, share
-
-    def _recall(self, h: Tensor, reach: Reach) -> Tensor:
-        before = (None, None) if reach.cache is None else reach.cache.memories[self.index] or (None, None)
-        recalled, *after = self.memory(h, *before, reach.new_valid(h.shape[1]))
-        if reach.cache is not None:
-            reach.cache.memories[self.index] = tuple(after)
-        return recalled
 
 
 class CognatePreTrainedModel(PreTrainedModel):
@@ -161,10 +53,9 @@ class CognatePreTrainedModel(PreTrainedModel):
 
     def _init_gate_biases(self, module: nn.Module) -> None:
         if isinstance(module, NeuralMemory):
-            heads = (
-                module.n_heads
-            )  # eta 0.12: little momentum; theta 0.5: write half the surprise; alpha near its floor
-            for gate, bias in enumerate((-2.0, 0.0, -5.0)):
+            heads = module.n_heads
+            # eta 0.13: little momentum; theta 0.5: write half the surprise; alpha near its floor
+            for gate, bias in enumerate((-1.0, 0.7, -5.0)):
                 nn.init.constant_(module.gates.bias[gate * heads : (gate + 1) * heads], bias)
         elif isinstance(module, HaltingHead):
             nn.init.constant_(module.probe.bias, -2.0)
@@ -176,20 +67,27 @@ class CognateModel(CognatePreTrainedModel):
     def __init__(self, config: CognateConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(CognateBlock(config, i) for i in range(config.n_layers))
+        self.blocks = nn.ModuleList(self._block(i) for i in range(config.n_layers))
         self.context_norm = nn.RMSNorm(config.d_model, eps=EPSILON)
         self.first_latent = nn.Parameter(torch.zeros(config.d_model))
         self.recursion = nn.ModuleList(
-            RecursionLayer(
-                config.d_model,
-                SlidingWindowAttention(config.d_model, config.n_heads, config.window, config.rope_theta),
-                SwiGLU(config.d_model, config.d_ff),
-            )
+            RecursionLayer(config.d_model, self._attention(), SwiGLU(config.d_model, config.d_ff))
             for _ in range(config.recursion_layers)
         )
         self.halting = HaltingHead(config.d_model, CYCLES_LIMIT)
         self.use_memory = True
         self.post_init()
+
+    def _attention(self) -> SlidingWindowAttention:
+        c = self.config
+        return SlidingWindowAttention(c.d_model, c.n_heads, c.window, c.rope_theta)
+
+    def _block(self, index: int) -> CognateBlock:
+        c, memory, gate = self.config, None, None
+        if index in c.memory_layers:
+            memory = NeuralMemory(c.d_model, c.n_heads, c.memory_chunk, c.ltm_tokens, c.conv_kernel)
+            gate = MemoryGate(c.d_model)
+        return CognateBlock(index, c.d_model, self._attention(), SwiGLU(c.d_model, c.d_ff), memory, gate)
 
     def forward(
         self,
@@ -229,10 +127,8 @@ class CognateModel(CognatePreTrainedModel):
             return past
         if past is not None and past.get_seq_length() > 0:
             raise ValueError(f"a Cognate model continues from a CognateCache, not from a filled {type(past).__name__}")
-        wanted = (
-            (self.config.use_cache if hasattr(self.config, "use_cache") else True) if use_cache is None else use_cache
-        )
-        if not wanted or (self.training and past is None):
+        wanted = not self.training if use_cache is None else use_cache
+        if not wanted:
             return None
         return CognateCache(self.config.n_layers, self.config.recursion_layers, self.config.window)
 

@@ -56,14 +56,31 @@ def read_sequentially(state: MemoryState, writes: Writes) -> tuple[Tensor, Memor
     return torch.stack(outputs, dim=2), MemoryState(memory, momentum)
 
 
+def bounded_gates(logits: Tensor, ltm_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """eta, theta and decay [B, H, T] from logits [B, 3H, T], such that no text can make the memory diverge.
+
+        decay = (1 - 1/ltm_tokens) sigmoid(-a)     eta = decay sigmoid(e) / 2     theta = decay sigmoid(-e) sigmoid(h)
+
+    Gates free in (0, 1) are not stable: with eta 0.8, theta 0.5 and random keys M overflows within 10,000 tokens,
+    because momentum goes on pushing while other keys are read. Under these bounds, and with |k| = 1, the larger of
+    |M| and |M + S| (Frobenius) obeys V_t <= decay_t V_{t-1} + 2 theta_t |v_t|, so it never exceeds
+    2 ltm_tokens max |v|: M_t and M_t + S_t are combinations of M_{t-1} and M_{t-1} + S_{t-1} whose coefficients, one
+    of them times (c I - d k k^T) with 0 <= d <= 2c, add up to decay_t.
+    """
+    e, h, a = logits.chunk(3, dim=1)
+    decay = (1.0 - 1.0 / ltm_tokens) * torch.sigmoid(-a)
+    return decay * torch.sigmoid(e) / 2, decay * torch.sigmoid(-e) * torch.sigmoid(h), decay
+
+
 def running_products(gates: Tensor) -> tuple[Tensor, Tensor]:
     """p_t = g_1 .. g_t [..., C] and the matrix p_t / p_s for s <= t, 0 above the diagonal [..., C, C].
 
     Products below e^NEGLIGIBLE (1e-13, far under float32's resolution) become 0: denormal numbers would be
-    multiplied in the CPU's microcode, ten times slower.
+    multiplied in the CPU's microcode, ten times slower. The sums of logarithms are subtracted in float64: near a
+    closed gate they are large, and float32 would lose 1e-5 of the product.
     """
-    logs = gates.clamp_min(1e-30).log().cumsum(-1)
-    differences = logs[..., :, None] - logs[..., None, :]
+    sums = gates.clamp_min(1e-30).log().double().cumsum(-1)
+    logs, differences = sums.to(gates.dtype), (sums[..., :, None] - sums[..., None, :]).to(gates.dtype)
     above = torch.ones(differences.shape[-2:], dtype=torch.bool, device=gates.device).triu(1)
     gone = above | (differences < NEGLIGIBLE)
     products = logs.masked_fill(logs < NEGLIGIBLE, float("-inf")).exp()
@@ -127,9 +144,8 @@ class NeuralMemory(nn.Module):
     """Long-term memory of `n_heads` matrices; in: states [B, T, D], out: what they recall [B, T, D].
 
     q, k, v are projected, mixed with the `conv_kernel - 1` tokens before by a causal depthwise convolution and passed
-    through SiLU; q and k are L2-normalised (Titans, section 4.4). With |k| = 1 and theta < 1 a repeated key cannot
-    make the memory diverge: theta stays below the stability bound 2 (1 + eta) of gradient descent with momentum.
-    alpha never falls below 1 / ltm_tokens, the horizon of the memory.
+    through SiLU; q and k are L2-normalised (Titans, section 4.4). alpha never falls below 1 / ltm_tokens, the horizon
+    of the memory, and `bounded_gates` keeps it finite on any text.
     """
 
     def __init__(self, d_model: int, n_heads: int, chunk: int, ltm_tokens: int, conv_kernel: int):
@@ -162,9 +178,7 @@ class NeuralMemory(nn.Module):
         joined = torch.cat([before, projected], dim=-1)
         mixed = F.silu(self.conv(joined)).transpose(1, 2).float()
         q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in mixed.chunk(3, dim=-1))
-        eta, theta, alpha = torch.sigmoid(self.gates(x).float()).transpose(1, 2).chunk(3, dim=1)
-        floor = 1.0 / self.ltm_tokens
-        decay = 1.0 - (floor + (1.0 - floor) * alpha)
+        eta, theta, decay = bounded_gates(self.gates(x).float().transpose(1, 2), self.ltm_tokens)
         if valid is not None:
             theta = theta * valid[:, None]
             decay = torch.where(valid[:, None], decay, torch.ones_like(decay))
@@ -179,8 +193,9 @@ class NeuralMemory(nn.Module):
         """Read and learn x [B, T, D]. Returns recalled [B, T, D], the new state and the convolution's tail."""
         writes, tail = self.writes(x, before, valid)
         state = self.initial_state(x.shape[0]) if state is None else state
-        if x.shape[1] == 1:
-            recalled, state = read_sequentially(state, writes)
-        else:
-            recalled, state = read_in_chunks(state, writes, self.chunk)
+        with torch.autocast(x.device.type, enabled=False):  # what is learnt over thousands of tokens stays float32
+            if x.shape[1] == 1:
+                recalled, state = read_sequentially(state, writes)
+            else:
+                recalled, state = read_in_chunks(state, writes, self.chunk)
         return recalled.transpose(1, 2).reshape(x.shape).to(x.dtype), state, tail
