@@ -1,5 +1,6 @@
 """Gates: named checks of measured numbers against thresholds that were fixed beforehand."""
 
+import math
 import operator
 from dataclasses import dataclass, field
 
@@ -29,8 +30,10 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the measured number keeps its threshold; comparing with nan is false."""
-        return self.measured is not None and bool(OPERATORS[self.op](self.measured, self.threshold))
+        """Whether something finite was measured and keeps its threshold."""
+        if self.measured is None or not math.isfinite(self.measured):
+            return False
+        return bool(OPERATORS[self.op](self.measured, self.threshold))
 
     @property
     def verdict(self) -> str:
@@ -38,15 +41,15 @@ class Check:
         return "not run" if self.measured is None else "passed" if self.passed else "failed"
 
     def row(self) -> dict:
-        """The check as plain values, for tables and manifests."""
+        """The check as strict JSON, for tables and manifests; what is not finite as "nan", "inf", "-inf"."""
         return {
             "name": self.name,
-            "measured": self.measured,
+            "measured": _plain(self.measured),
             "op": self.op,
-            "threshold": self.threshold,
-            "interval": None if self.interval is None else list(self.interval),
+            "threshold": _plain(self.threshold),
+            "interval": None if self.interval is None else [_plain(bound) for bound in self.interval],
             "unit": self.unit,
-            "control": dict(self.control or {}),
+            "control": {label: _plain(value) for label, value in (self.control or {}).items()},
             "note": self.note,
             "passed": self.passed,
             "verdict": self.verdict,
@@ -94,6 +97,12 @@ class Gate:
         if not self.passed and on_failure == "raise":
             raise GateFailed(self)
         return self.passed
+
+
+def _plain(value: float | None) -> float | str | None:
+    if value is None or isinstance(value, int):
+        return value
+    return float(value) if math.isfinite(value) else str(float(value))
 
 
 class GateFailed(RuntimeError):

@@ -1,5 +1,6 @@
 """Nested state to tensors and JSON, and back: how anything with a state_dict is stored without pickle."""
 
+import json
 from typing import Any
 
 import torch
@@ -61,6 +62,12 @@ def storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def same_bits(first: Any, second: Any) -> bool:
-    """True when two states have the same structure and every tensor the same bits."""
+    """True when two states have the same structure and types, and every number the same bits: nan is nan, 0 is not -0."""
     (a, meta_a), (b, meta_b) = flatten(first), flatten(second)
-    return meta_a == meta_b and all(torch.equal(a[name], b[name]) for name in a)
+    return json.dumps(meta_a) == json.dumps(meta_b) and all(_same_tensor(a[name], b[name]) for name in a)
+
+
+def _same_tensor(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(*(t.cpu().contiguous().flatten().view(torch.uint8) for t in (a, b)))

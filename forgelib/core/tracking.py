@@ -73,7 +73,7 @@ class Tracker:
     def finish(self) -> None:
         """Close the W&B run, if one was started."""
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
             self._wandb = None
 
     def _start_wandb(self):

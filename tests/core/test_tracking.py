@@ -1,0 +1,99 @@
+"""The journal holds every record, whatever happens to the process; W&B only mirrors it."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from forgelib.core.tracking import Tracker, read_journal
+
+
+def tracker(folder, **more) -> Tracker:
+    return Tracker(folder, run_name="test", **more)
+
+
+def test_records_come_back_as_they_went_in(tmp_path):
+    journal = tracker(tmp_path)
+    records = [{"step": i, "loss": 1 / (i + 1), "stage": "foundation", "done": i == 2} for i in range(3)]
+    for record in records:
+        journal.log(record)
+    assert journal.records() == records == tracker(tmp_path).records() == read_journal(tmp_path / "metrics.jsonl")
+
+
+def test_what_is_not_finite_is_stored_as_strict_json(tmp_path):
+    journal = tracker(tmp_path)
+    journal.log({"step": 0, "loss": math.nan, "high": math.inf, "low": -math.inf})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail) == {"step": 0, "loss": "nan", "high": "inf", "low": "-inf"}
+    (record,) = journal.records()
+    assert math.isnan(record["loss"]) and record["high"] == math.inf and record["low"] == -math.inf
+
+
+@pytest.mark.parametrize("record", [{}, {"step": None}, {"step": 1.0}, {"loss": 2.0}])
+def test_a_record_without_its_step_is_refused(tmp_path, record):
+    with pytest.raises(ValueError, match="step"):
+        tracker(tmp_path).log(record)
+
+
+def test_a_field_that_is_no_json_is_named_and_nothing_is_written(tmp_path):
+    journal = tracker(tmp_path)
+    with pytest.raises(ValueError, match="field 'weights' of the record of step 4"):
+        journal.log({"step": 4, "loss": 1.0, "weights": object()})
+    assert journal.records() == []
+
+
+@pytest.mark.parametrize("cut", [1, 7, 20])
+def test_a_torn_last_line_is_dropped_and_the_rest_survives(tmp_path, cut):
+    journal = tracker(tmp_path)
+    for i in range(4):
+        journal.log({"step": i, "loss": 0.5})
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-cut])
+    assert [r["step"] for r in read_journal(file)] == ([0, 1, 2, 3] if cut == 1 else [0, 1, 2])
+    again = tracker(tmp_path)
+    again.log({"step": 9, "loss": 0.1})
+    assert [r["step"] for r in again.records()] == ([0, 1, 2, 3, 9] if cut == 1 else [0, 1, 2, 9])
+    assert all(json.loads(line) for line in file.read_text().splitlines())
+
+
+def test_rewinding_drops_what_will_be_run_again(tmp_path):
+    journal = tracker(tmp_path)
+    for i in range(6):
+        journal.log({"step": i})
+    journal.rewind(4)
+    assert [r["step"] for r in journal.records()] == [0, 1, 2, 3]
+    journal.log({"step": 4})
+    assert [r["step"] for r in tracker(tmp_path).records()] == [0, 1, 2, 3, 4]
+    journal.rewind(0)
+    assert journal.records() == []
+
+
+def test_an_unknown_mode_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="wandb_mode"):
+        tracker(tmp_path, wandb_mode="cloud")
+
+
+def test_disabled_means_that_wandb_is_not_even_imported(tmp_path):
+    code = (
+        "import sys\nfrom forgelib.core.tracking import Tracker\n"
+        f"t = Tracker({str(tmp_path)!r}, run_name='x', wandb_mode='disabled')\n"
+        "t.log({'step': 0}); t.save_artifact('.', 'x', 'model'); t.finish()\n"
+        "assert 'wandb' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_the_offline_mirror_lies_in_the_run_folder_and_is_continued(tmp_path):
+    """The journal is the same with the mirror as without; a second opening goes on with the same W&B run."""
+    for first in (0, 2):
+        journal = tracker(tmp_path, wandb_mode="offline", config={"lr": 0.1})
+        for step in (first, first + 1):
+            journal.log({"step": step, "loss": 1.0})
+        journal.finish()
+    assert [r["step"] for r in journal.records()] == [0, 1, 2, 3]
+    run_id = (tmp_path / "wandb_id").read_text()
+    mirrors = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert mirrors and all(folder.name.endswith(run_id) for folder in mirrors)
