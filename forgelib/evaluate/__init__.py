@@ -3,6 +3,7 @@
 from .accuracy import Answers, answer_by_generation, first_line
 from .diversity import (
     cycles_per_text,
+    halted_and_right,
     interleaved_latency,
     memory_share_per_text,
     relative_spread,
@@ -21,6 +22,7 @@ __all__ = [
     "constant_guess",
     "cycles_per_text",
     "first_line",
+    "halted_and_right",
     "interleaved_latency",
     "losses_per_text",
     "memory_share_per_text",

@@ -33,6 +33,18 @@ def cycles_per_text(model: torch.nn.Module, input_ids: Tensor, batch_size: int =
 
 
 @torch.no_grad()
+def halted_and_right(model: torch.nn.Module, input_ids: Tensor, batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Per predicted token: did it stop because it was sure; was its most likely next token right? Two bool arrays."""
+    model.eval()
+    sure, right = [], []
+    for rows in input_ids.split(batch_size):
+        output = model(input_ids=rows.long(), use_cache=False)
+        sure.append(output.halt_probability[:, :-1] >= model.config.act_threshold)
+        right.append(output.logits[:, :-1].argmax(-1) == rows[:, 1:])
+    return torch.cat(sure).flatten().numpy(), torch.cat(right).flatten().numpy()
+
+
+@torch.no_grad()
 def memory_share_per_text(model: torch.nn.Module, input_ids: Tensor) -> np.ndarray:
     """Share of the mixed signal that comes from memory in each text, mean over the memories, [N], 0 to 1."""
     model.eval()

@@ -3,24 +3,27 @@
 A notebook shows each of these steps; here is only the joining of parameters, runs and artifacts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from forgelib import evaluate
 from forgelib.core import preflight, sizing
 from forgelib.core.artifacts import Artifact, load_artifact
 from forgelib.core.paths import datasets_mirror, runs_dir
 from forgelib.core.registry import Registry
 from forgelib.core.rng import stream
-from forgelib.core.run import Run, latest_artifact, open_run
+from forgelib.core.run import Run, open_run
 from forgelib.core.tracking import JOURNAL, read_journal
-from forgelib.data import CURRICULUM, SPECIALISTS
+from forgelib.data import CURRICULUM, SPECIALISTS, Example
 from forgelib.data.prepare import DataBundle, DataConfig, prepare
 from forgelib.models import CognateConfig, CognateForCausalLM
 from forgelib.phases.cognate import PretrainConfig, pretrain
 from forgelib.phases.curriculum import SPECIALIST_CYCLES, TRUNK_CYCLES, specialist_stages, trunk_stages
-from forgelib.workbook.params import CognateData, CognateTrain, Parameters, profile_values
+from forgelib.workbook.params import CognateData, CognateDiversity, CognateTrain, Parameters, profile_values
 
 DATA, TRUNK = "cognate-data", "cognate-trunk"
 
@@ -119,10 +122,7 @@ def training_config(p: CognateTrain, bundle: DataBundle, part: str) -> PretrainC
 def specialise(model: CognateForCausalLM, specialist: str) -> None:
     """Give the trunk's copy its specialist's halting threshold and memory horizon (METHOD, Phase 1)."""
     expert = SPECIALISTS[specialist]
-    model.config.act_threshold, model.config.ltm_tokens = expert.act_threshold, expert.ltm_tokens
-    for block in model.model.blocks:
-        if block.memory is not None:
-            block.memory.ltm_tokens = expert.ltm_tokens
+    set_dials(model, {"act_threshold": expert.act_threshold, "ltm_tokens": expert.ltm_tokens})
 
 
 def forecast(p: CognateTrain, model: CognateForCausalLM) -> preflight.Forecast:
@@ -193,14 +193,33 @@ def load_model(artifact: Artifact) -> CognateForCausalLM:
     return CognateForCausalLM.from_pretrained(artifact.path / "model").eval()
 
 
-def load_specialists(p: Parameters) -> tuple[dict[str, CognateForCausalLM], dict[str, Artifact]]:
-    """The three specialists by name. Raises MissingInput naming the command that trains the missing one."""
-    artifacts = {
-        name: latest_artifact(
-            f"cognate-{name}",
-            tags(p, part=name),
-            f"Train it:  papermill 11_cognate_train.ipynb out.ipynb -p specialist {name}",
-        )
-        for name in SPECIALISTS
-    }
-    return {name: load_model(artifact) for name, artifact in artifacts.items()}, artifacts
+@dataclass(frozen=True)
+class Comparison:
+    """Models on the same held-out texts and questions: losses [n texts] and right or wrong [n questions] of each."""
+
+    losses: dict[str, np.ndarray]
+    questions: list[Example]
+    right: dict[str, np.ndarray]
+
+
+def compare(
+    models: dict, bundle: DataBundle, mix: Mapping[str, float], p: CognateTrain | CognateDiversity
+) -> Comparison:
+    """Measure `models` (name -> model) on what the mix asks for, beside the strongest constant guess."""
+    texts = evaluate.mixed_texts(bundle.heldout_pools, mix, n=100, seed=p.seed)
+    questions = evaluate.mixed_questions(bundle.heldout, mix, n=p.accuracy_samples, seed=p.seed)
+    prompts, wanted = [q.prompt for q in questions], [q.answer for q in questions]
+    losses, right = {}, {}
+    for name, model in models.items():
+        losses[name] = evaluate.losses_per_text(model, texts)
+        right[name] = evaluate.answer_by_generation(model, bundle.tokenizer, prompts, wanted).correct
+    return Comparison(losses, questions, {**right, "constant guess": evaluate.constant_guess(questions)})
+
+
+def set_dials(model: CognateForCausalLM, dials: Mapping[str, float]) -> None:
+    """Set halting threshold, recursion depth or memory horizon of a built model."""
+    for name, value in dials.items():
+        setattr(model.config, name, value)
+    for block in model.model.blocks:
+        if block.memory is not None:
+            block.memory.ltm_tokens = model.config.ltm_tokens
