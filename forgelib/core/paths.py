@@ -27,9 +27,10 @@ def _names_forgelib(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8")).get("project", {}).get("name") == "forgelib"
+        project = tomllib.loads(path.read_text(encoding="utf-8")).get("project")
     except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError):
         return False
+    return isinstance(project, dict) and project.get("name") == "forgelib"
 
 
 def runs_dir() -> Path:

@@ -62,7 +62,7 @@ def storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def same_bits(first: Any, second: Any) -> bool:
-    """True when two states have the same structure and types, and every number the same bits: nan is nan, 0 is not -0."""
+    """True when two states have the same structure and types and every number the same bits: nan is nan, 0 not -0."""
     (a, meta_a), (b, meta_b) = flatten(first), flatten(second)
     return json.dumps(meta_a) == json.dumps(meta_b) and all(_same_tensor(a[name], b[name]) for name in a)
 
