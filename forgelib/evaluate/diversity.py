@@ -28,8 +28,8 @@ def spread_of_medians(*samples: np.ndarray) -> float:
 def cycles_per_text(model: torch.nn.Module, input_ids: Tensor, batch_size: int = 16) -> np.ndarray:
     """Mean recursion cycles per token of each text, [N]; input_ids [N, T]."""
     model.eval()
-    parts = [model(input_ids=rows.long(), use_cache=False).n_cycles for rows in input_ids.split(batch_size)]
-    return torch.cat(parts).float().mean(dim=1).double().numpy()
+    parts = [model(input_ids=_for(model, rows), use_cache=False).n_cycles for rows in input_ids.split(batch_size)]
+    return torch.cat(parts).float().mean(dim=1).double().cpu().numpy()
 
 
 @torch.no_grad()
@@ -38,18 +38,19 @@ def halted_and_right(model: torch.nn.Module, input_ids: Tensor, batch_size: int 
     model.eval()
     sure, right = [], []
     for rows in input_ids.split(batch_size):
-        output = model(input_ids=rows.long(), use_cache=False)
+        rows = _for(model, rows)
+        output = model(input_ids=rows, use_cache=False)
         sure.append(output.halt_probability[:, :-1] >= model.config.act_threshold)
         right.append(output.logits[:, :-1].argmax(-1) == rows[:, 1:])
-    return torch.cat(sure).flatten().numpy(), torch.cat(right).flatten().numpy()
+    return torch.cat(sure).flatten().cpu().numpy(), torch.cat(right).flatten().cpu().numpy()
 
 
 @torch.no_grad()
 def memory_share_per_text(model: torch.nn.Module, input_ids: Tensor) -> np.ndarray:
     """Share of the mixed signal that comes from memory in each text, mean over the memories, [N], 0 to 1."""
     model.eval()
-    shares = [model(input_ids=row[None].long(), use_cache=False).memory_share.mean() for row in input_ids]
-    return torch.stack(shares).double().numpy()
+    shares = [model(input_ids=_for(model, row[None]), use_cache=False).memory_share.mean() for row in input_ids]
+    return torch.stack(shares).double().cpu().numpy()
 
 
 @torch.no_grad()
@@ -66,16 +67,22 @@ def interleaved_latency(models: Sequence[torch.nn.Module], prompts: Tensor, n_ne
         for turn in range(len(models)):
             m = (turn + p) % len(models)
             start = time.perf_counter()
-            _generate(models[m], prompts[p : p + 1], n_new_tokens)
+            _generate(models[m], prompts[p : p + 1], n_new_tokens)  # generate waits for the device: it reads each token
             latencies[m, p] = 1000 * (time.perf_counter() - start) / n_new_tokens
     return latencies
 
 
+def _for(model: torch.nn.Module, input_ids: Tensor) -> Tensor:
+    """Token ids as the model takes them, on its device."""
+    return input_ids.to(next(model.parameters()).device).long()
+
+
 def _generate(model: torch.nn.Module, prompt: Tensor, n_new_tokens: int) -> None:
     model.eval()
+    prompt = _for(model, prompt)
     model.generate(
-        prompt.long(),
-        attention_mask=torch.ones_like(prompt, dtype=torch.long),
+        prompt,
+        attention_mask=torch.ones_like(prompt),
         min_new_tokens=n_new_tokens,
         max_new_tokens=n_new_tokens,
         do_sample=False,

@@ -104,10 +104,15 @@ def model_config(p: CognateTrain, bundle: DataBundle) -> CognateConfig:
     )
 
 
+def device() -> str:
+    """Where models live: the first GPU, where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def new_model(p: CognateTrain, bundle: DataBundle) -> CognateForCausalLM:
     """The trunk before its first step, with the weights that the seed gives."""
     torch.manual_seed(stream(p.seed, "weights"))
-    return CognateForCausalLM(model_config(p, bundle))
+    return CognateForCausalLM(model_config(p, bundle)).to(device())
 
 
 def training_config(p: CognateTrain, bundle: DataBundle, part: str) -> PretrainConfig:
@@ -190,7 +195,7 @@ def publish_model(run: Run, model: CognateForCausalLM, bundle: DataBundle, verdi
 
 def load_model(artifact: Artifact) -> CognateForCausalLM:
     """The model of a published trunk or specialist, ready to be measured."""
-    return CognateForCausalLM.from_pretrained(artifact.path / "model").eval()
+    return CognateForCausalLM.from_pretrained(artifact.path / "model").to(device()).eval()
 
 
 @dataclass(frozen=True)
