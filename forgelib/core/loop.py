@@ -81,6 +81,9 @@ class Checkpointer:
     def __init__(
         self, folder: Path | str, every_steps: int | None = None, every_seconds: float | None = None, keep: int = 2
     ):
+        for name, value in (("every_steps", every_steps), ("every_seconds", every_seconds), ("keep", keep)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} = {value}: must be above 0")
         self.folder = Path(folder)
         self.every_steps, self.every_seconds, self.keep = every_steps, every_seconds, keep
         self._last_step, self._last_time = 0, time.monotonic()
@@ -93,7 +96,7 @@ class Checkpointer:
         lock = (self.folder / ".lock").open("a+")
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             lock.close()
             raise CheckpointError(
                 f"another process is training in {self.folder}: wait for it, or stop it with `forge stop`"
