@@ -12,11 +12,13 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from forgelib.workbook.publish import MIME, gate_table
+from forgelib.workbook import tables
+from forgelib.workbook.publish import MIME
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 #: Elements that act or fetch; the page's security policy blocks them as well.
 ACTIVE = re.compile(r"<(script|iframe|object)\b.*?</\1\s*>|<(script|iframe|link|embed|base|meta)\b[^>]*>", re.S | re.I)
+NOTEBOOK = re.compile(r"(\d\d_\w+)\.ipynb")
 SVG_ID = re.compile(r'\bid="([^"]+)"')
 SVG_REFERENCE = re.compile(r'(url\(#|xlink:href="#|href="#)')
 #: What the converter passes through where it does not understand: unknown commands, stray braces, stray columns.
@@ -33,6 +35,11 @@ class Renderer(mistune.HTMLRenderer):
 
     def inline_math(self, text: str) -> str:
         return mathml(text, "inline")
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        """A link to another notebook leads to its chapter."""
+        chapter = NOTEBOOK.fullmatch(url)
+        return super().link(text, f"phase{max(1, int(url[0]))}.html#{chapter[1]}" if chapter else url, title)
 
     def block_math(self, text: str) -> str:
         return f'<div class="formula">{mathml(text, "block")}</div>'
@@ -96,10 +103,8 @@ def output(out: Mapping[str, Any], anchor: str) -> str:
     fact = data.get(MIME, {})
     if "application/vnd.jupyter.widget-view+json" in data:
         return ""
-    if fact.get("kind") == "gate":
-        return gate_table(fact)
-    if fact.get("kind") == "progress":
-        return f'<p class="progress">{html.escape(fact["line"])}</p>'
+    if fact.get("kind") in SHOWN:
+        return SHOWN[fact["kind"]](fact)
     if "image/svg+xml" in data:
         return f"<figure>{svg(data['image/svg+xml'], anchor)}</figure>"
     if "image/png" in data:
@@ -109,6 +114,19 @@ def output(out: Mapping[str, Any], anchor: str) -> str:
     if "text/markdown" in data:
         return markdown(data["text/markdown"])
     return _text(data.get("text/plain", ""))
+
+
+def _provenance(fact: Mapping[str, Any]) -> str:
+    return f"<details><summary>parameters and provenance</summary>{tables.pairs(fact['pairs'])}</details>"
+
+
+#: Facts that a report shows in its own way; an artifact's folder on this machine is nobody's business.
+SHOWN = {
+    "gate": tables.gate,
+    "progress": lambda fact: f'<p class="progress">{html.escape(fact["line"])}</p>',
+    "provenance": _provenance,
+    "artifact": lambda fact: tables.pairs([("artifact", fact["name"]), ("sha256", fact["digest"])]),
+}
 
 
 def svg(source: str, anchor: str) -> str:

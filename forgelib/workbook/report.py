@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from forgelib.workbook import render
+from forgelib.workbook import render, tables
 from forgelib.workbook.progress import duration
-from forgelib.workbook.publish import gate_table, pairs_table, published, table_of
+from forgelib.workbook.publish import published
 
 PHASES = {1: "Cognate", 2: "EvoMerge", 3: "Quiet-STaR", 4: "BitNet"}
 #: The browser itself refuses every request: only the page's own style and images written into it are shown.
@@ -66,18 +66,19 @@ def write_phase(number: int, chapters: list[Chapter], run_name: str, reports: Pa
 
 
 def write_index(phases: Mapping[int, list[Chapter]], run_name: str, reports: Path) -> Path:
-    """Write reports/index.html: every phase's steps and verdicts on one page."""
+    """Write reports/index.html: every phase's steps, and each gate with the checks that it did not pass."""
     body = ["<h1>Agent Forge</h1>", f'<p class="meta">{html.escape(run_name)} · {time.strftime("%Y-%m-%d %H:%M")}</p>']
     for number, chapters in sorted(phases.items()):
         body.append(f'<h2><a href="phase{number}.html">Phase {number} · {PHASES[number]}</a></h2>')
-        body.append(_scroll(table_of([_step_row(chapter) for chapter in chapters])))
-        body.append(_verdicts(chapters))
+        body.append(_scroll(tables.table([_step_row(chapter) for chapter in chapters])))
+        body.append(_scroll(tables.table([_gate_row(gate) for chapter in chapters for gate in chapter.gates])))
+        body += [_failure(chapter) for chapter in chapters if chapter.status == "failed"]
     return _write(reports / "index.html", "Agent Forge", "\n".join(body))
 
 
 def _verdicts(chapters: Iterable[Chapter]) -> str:
     parts = [_failure(c) for c in chapters if c.status == "failed"]
-    parts += [f'<p class="meta">{html.escape(c.name)}</p>{gate_table(gate)}' for c in chapters for gate in c.gates]
+    parts += [f'<p class="meta">{html.escape(c.name)}</p>{tables.gate(gate)}' for c in chapters for gate in c.gates]
     return "".join(parts) or "<p>No gate was reached: not run.</p>"
 
 
@@ -87,8 +88,8 @@ def _failure(chapter: Chapter) -> str:
 
 
 def _sources(chapters: Iterable[Chapter]) -> str:
-    tables = [table_of(fact["rows"]) for chapter in chapters for fact in chapter.of_kind("sources")]
-    return "".join(map(_scroll, tables)) or "<p>not run</p>"
+    facts = [fact for chapter in chapters for fact in chapter.of_kind("sources")]
+    return "".join(_scroll(tables.table(fact["rows"], fact["columns"])) for fact in facts) or "<p>not run</p>"
 
 
 def _artifacts(chapters: Iterable[Chapter]) -> str:
@@ -97,14 +98,14 @@ def _artifacts(chapters: Iterable[Chapter]) -> str:
         for c in chapters
         for f in c.of_kind("artifact")
     ]
-    return _scroll(table_of(rows)) if rows else "<p>none published</p>"
+    return _scroll(tables.table(rows)) if rows else "<p>none published</p>"
 
 
 def _provenance(chapters: Iterable[Chapter]) -> str:
     parts = []
     for chapter in chapters:
         for fact in chapter.of_kind("provenance"):
-            table = _scroll(pairs_table({**fact["facts"], **fact["parameters"]}))
+            table = _scroll(tables.pairs(fact["pairs"]))
             parts.append(f"<details><summary>{html.escape(chapter.name)}</summary>{table}</details>")
     return "".join(parts) or "<p>not run</p>"
 
@@ -115,22 +116,27 @@ def _chapters(chapters: Iterable[Chapter]) -> Iterable[str]:
     for chapter in chapters:
         notebook = chapter.name.split("-")[0]
         opened = "" if notebook in seen else " open"
+        anchor = f'<a id="{notebook}"></a>' if opened and notebook != chapter.name else ""
         seen.add(notebook)
         badge = f'<span class="badge {chapter.status}">{chapter.status}</span>'
         body = render.cells(chapter.notebook, chapter.name) if chapter.notebook else f"<p>{chapter.status}</p>"
         summary = f"<summary>{html.escape(chapter.name)} {badge}</summary>"
-        yield f'<details class="chapter" id="{chapter.name}"{opened}>{summary}{body}</details>'
+        yield f'{anchor}<details class="chapter" id="{chapter.name}"{opened}>{summary}{body}</details>'
 
 
 def _step_row(chapter: Chapter) -> dict[str, str]:
-    passed = sum(bool(gate["passed"]) for gate in chapter.gates)
     return {
         "step": chapter.name,
         "state": chapter.status,
-        "gates passed": f"{passed} of {len(chapter.gates)}" if chapter.gates else "",
         "time": duration(chapter.record["seconds"]) if "seconds" in chapter.record else "",
         "finished": str(chapter.record.get("finished_at", "")),
     }
+
+
+def _gate_row(gate: Mapping[str, Any]) -> dict[str, str]:
+    wrong = [tables.gate_row(row) for row in gate["rows"] if not row["passed"]]
+    why = "; ".join(f"{row['check']} {row['measured']}, needed {row['needed']}" for row in wrong)
+    return {"gate": gate["name"], "verdict": "passed" if gate["passed"] else "failed", "not passed": why}
 
 
 def _seconds(chapters: Iterable[Chapter]) -> str:

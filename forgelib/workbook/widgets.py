@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from forgelib.workbook.publish import number, publish, table_of
+from forgelib.workbook.publish import publish
+from forgelib.workbook.tables import number, table
 
 
 def threshold_table(measured: Mapping[str, float], thresholds: Sequence[float], above: bool = True) -> str:
@@ -12,7 +13,7 @@ def threshold_table(measured: Mapping[str, float], thresholds: Sequence[float], 
         {"threshold": number(limit), **{name: verdict(value, limit, above) for name, value in measured.items()}}
         for limit in thresholds
     ]
-    return table_of(rows)
+    return table(rows)
 
 
 def verdict(value: float | None, threshold: float, above: bool = True) -> str:
@@ -33,9 +34,9 @@ def threshold_slider(
     from IPython.display import display
 
     slider = ipywidgets.FloatSlider(threshold, min=low, max=high, step=(high - low) / 100, description="threshold")
-    table = ipywidgets.HTML(_live(measured, threshold, above))
-    slider.observe(lambda change: setattr(table, "value", _live(measured, change["new"], above)), names="value")
-    display(ipywidgets.VBox([slider, table]))
+    live = ipywidgets.HTML(_live(measured, threshold, above))
+    slider.observe(lambda change: setattr(live, "value", _live(measured, change["new"], above)), names="value")
+    display(ipywidgets.VBox([slider, live]))
     limits = sorted({round(low + (high - low) * n / steps, 10) for n in range(steps + 1)} | {threshold})
     publish("twin", {"of": "threshold_slider"}, threshold_table(measured, limits, above))
 
@@ -51,4 +52,4 @@ def _live(measured: Mapping[str, float], threshold: float, above: bool) -> str:
         }
         for name, value in measured.items()
     ]
-    return f"<div>{table_of(rows)}<p>Move the slider: the verdict follows, the gate does not.</p></div>"
+    return f"<div>{table(rows)}<p>Move the slider: the verdict follows, the gate does not.</p></div>"

@@ -12,13 +12,15 @@ import pytest
 
 from forgelib.workbook import render
 from forgelib.workbook.plots import bars
-from forgelib.workbook.publish import MIME, number
+from forgelib.workbook.publish import MIME
 from forgelib.workbook.render import MathError, mathml
 from forgelib.workbook.report import Chapter, write_index, write_phase
+from forgelib.workbook.tables import number, table
 
 CHECK = {"name": "halting", "measured": 0.41, "threshold": 0.3, "op": ">", "passed": True, "verdict": "passed"}
 RED = {**CHECK, "name": "latency", "measured": 0.12, "passed": False, "verdict": "failed", "control": {"same mix": 0.1}}
 UNSEEN = {**CHECK, "name": "memory", "measured": None, "passed": False, "verdict": "not run"}
+SOURCE_COLUMNS = ["dataset", "rows", "source"]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -61,15 +63,17 @@ def test_tables_of_data_artifacts_and_provenance(chapter, tmp_path):
     page = page_of(
         tmp_path,
         chapter(
-            fact("sources", rows=[{"dataset": "gsm8k", "rows": 7473, "source": "mirror"}]),
+            fact("sources", rows=[{"rows": 7473, "source": "mirror", "dataset": "gsm8k"}], columns=SOURCE_COLUMNS),
             fact("artifact", name="cognate-memory", path="/somewhere/cognate-memory-1a", digest="abcdef" * 10),
-            fact("provenance", notebook="x", parameters={"seed": 7}, facts={"code digest": "c0de"}),
+            fact("provenance", notebook="x", pairs=[["code digest", "c0de"], ["data", "1a2b"], ["data", "auto"]]),
         ),
     )
     top = page[: page.index("<h2>Chapters")]
-    for word in ("gsm8k", "7,473", "mirror", "cognate-memory", "abcdefabcdefabcd", "seed", "c0de"):
+    for word in ("gsm8k", "7,473", "mirror", "cognate-memory", "abcdefabcdefabcd", "1a2b", "auto", "c0de"):
         assert word in top, word
-    assert "/somewhere" not in top, "a report names no folder of this machine"
+    assert "/somewhere" not in page, "a report names no folder of this machine"
+    heads = re.findall(r"<th[^>]*>([^<]+)", page[page.index("<h2>Data") : page.index("<h2>Artifacts")])
+    assert heads == ["dataset", "rows", "source"], "a stored notebook sorts names; the table keeps the given order"
 
 
 def test_a_report_holds_no_address_to_fetch_from(chapter, tmp_path):
@@ -107,10 +111,12 @@ def test_a_notebook_run_three_times_is_open_once(chapter, tmp_path):
 
 
 def test_the_index_lists_every_step_and_links_its_phase(chapter, tmp_path):
-    gate = fact("gate", name="Diversity", passed=True, advice="", rows=[CHECK])
-    page = write_index({1: [chapter(gate)]}, "laptop-seed0-auto", tmp_path).read_text()
-    for word in ('href="phase1.html"', "12_cognate_diversity", "1 of 1", "1:05", "2026-01-01", "Diversity"):
+    green = fact("gate", name="Diversity", passed=True, advice="", rows=[CHECK])
+    red = fact("gate", name="Latency", passed=False, advice="", rows=[CHECK, RED])
+    page = write_index({1: [chapter(green, red)]}, "laptop-seed0-auto", tmp_path).read_text()
+    for word in ('href="phase1.html"', "12_cognate_diversity", "1:05", "2026-01-01", "Diversity", "Latency"):
         assert word in page, word
+    assert "latency 0.12, needed &gt; 0.3" in page and "halting 0.41" not in page
 
 
 def test_a_torn_notebook_is_named_damaged(tmp_path):
@@ -142,6 +148,19 @@ def test_formulas_of_the_method_have_mathml():
 
 def test_prices_in_prose_are_no_formulas():
     assert "<math" not in render.markdown("It costs \\$5 and then \\$6.")
+
+
+def test_a_link_to_a_notebook_leads_to_its_chapter(chapter, tmp_path):
+    page = page_of(tmp_path, chapter(name="11_cognate_train-memory", prose="# T\n\n[train](11_cognate_train.ipynb)"))
+    assert '<a href="phase1.html#11_cognate_train">train</a>' in page and '<a id="11_cognate_train"></a>' in page
+    assert 'href="phase3.html#31_quietstar_rl"' in render.markdown("[rl](31_quietstar_rl.ipynb)")
+    assert 'href="https://arxiv.org/abs/2501.00663"' in render.markdown("[paper](https://arxiv.org/abs/2501.00663)")
+
+
+def test_a_table_leaves_out_empty_columns_and_says_not_run():
+    made = table([{"a_b": 1, "empty": "", "c": None}, {"a_b": 2.5, "empty": "", "c": True}])
+    assert "<th class=number>a b</th>" in made and "empty" not in made
+    assert '<td class="not run">not run</td>' in made and "<td>True</td>" in made
 
 
 def test_a_progress_bar_in_a_stream_leaves_its_last_state():
