@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,11 +88,15 @@ class Checkpointer:
         self.folder = Path(folder)
         self.every_steps, self.every_seconds, self.keep = every_steps, every_seconds, keep
         self._last_step, self._last_time = 0, time.monotonic()
-        self._lock = None
+        self._lock, self._token = None, uuid.uuid4().hex
         self.skipped: list[str] = []
 
     def claim(self) -> None:
-        """Make this process the only one that trains here, until `release` or its end. Raises CheckpointError."""
+        """Make this the only one that saves here, until `release` or the end of the process.
+
+        Raises CheckpointError where another process trains here. Within a process the last claim counts: a cell that
+        is run again takes over from the iterator that it left behind.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = (self.folder / ".lock").open("a+")
         try:
@@ -101,10 +106,20 @@ class Checkpointer:
             raise CheckpointError(
                 f"another process is training in {self.folder}: wait for it, or stop it with `forge stop`"
             ) from None
+        lock.truncate(0)
+        lock.write(self._token)
+        lock.flush()
         self._lock = lock
 
+    def mine(self) -> bool:
+        """Whether nobody claimed the folder after this did."""
+        if self._lock is None:
+            return True
+        self._lock.seek(0)
+        return self._lock.read() == self._token
+
     def release(self) -> None:
-        """Let another process train here."""
+        """Let others train here."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -117,6 +132,8 @@ class Checkpointer:
 
     def save(self, step: int, content: dict) -> None:
         """Write the checkpoint of `step` finished steps. Raises CheckpointError when the disk does not take it."""
+        if not self.mine():
+            raise CheckpointError(f"a newer loop of this process trains in {self.folder}; this one no longer counts")
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors, meta = state.flatten(content)
         temporary = self.folder / ".writing"  # also what a killed process left half-written
@@ -137,19 +154,25 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(self._explain(step, error)) from error
         self._last_step, self._last_time = step, time.monotonic()
-        for old in self._folders()[: -self.keep]:
+        past = [folder for folder in self._folders() if folder <= target]
+        for old in set(self._folders()) - set(past[-self.keep :]):  # a later one was damaged, and passed over
             shutil.rmtree(old, ignore_errors=True)
 
     def latest(self) -> dict | None:
-        """The newest whole checkpoint, {"step": ..., "state": ...}, or None. Damaged ones are noted in `skipped`."""
+        """The newest whole checkpoint, {"step": ..., "state": ...}, or None where there is none.
+
+        Damaged ones are passed over with a warning. Raises CheckpointError when all are damaged.
+        """
         for folder in reversed(self._folders()):
             if damage := _damage(folder):
-                self.skipped.append(f"checkpoint {folder} is damaged ({damage}); going on from the one before it")
+                self.skipped.append(f"checkpoint {folder} is damaged ({damage}) and passed over")
                 warnings.warn(self.skipped[-1], stacklevel=2)
                 continue
             stored, tensors = json.loads((folder / STATE).read_text()), load_file(folder / TENSORS)
             self._last_step = stored["step"]
             return {"step": stored["step"], "state": state.unflatten(tensors, stored["state"])}
+        if self._folders():
+            raise CheckpointError(f"no checkpoint in {self.folder} is whole; delete the folder to begin anew")
         return None
 
     def _folders(self) -> list[Path]:
@@ -239,7 +262,7 @@ class ResumableLoop:
 
     def __exit__(self, kind, error, trace) -> None:
         try:
-            if kind is GeneratorExit and self._in_step:
+            if kind is GeneratorExit and self._in_step and self._agree(self.checkpointer.mine()):
                 self.done += 1  # the consumer left after the record of this step, which is complete
                 self._save()
         finally:

@@ -222,12 +222,47 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(tm
     assert Checkpointer(tmp_path).latest()["step"] == 9, "and it was written anew"
 
 
-def test_all_checkpoints_damaged_begins_anew_and_says_so(tmp_path):
-    expected = [value for value, _ in walk(tmp_path, 9)]
+def test_when_all_are_damaged_nothing_begins_anew_by_itself(tmp_path):
+    list(walk(tmp_path, 9))
     for folder in tmp_path.glob("step-*"):
         (folder / "state.json").write_text("{}")
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="delete the folder"):
+        next(walk(tmp_path, 9))
+    assert steps_of(tmp_path) == [6, 9]
+
+
+def test_after_a_fall_back_two_whole_checkpoints_are_kept(tmp_path):
+    list(walk(tmp_path, 9))
+    (tmp_path / "step-000000009" / "state.json").unlink()
     with pytest.warns(UserWarning, match="damaged"):
-        assert [value for value, _ in walk(tmp_path, 9)] == expected
+        records = walk(tmp_path, 20, every=1)
+        next(records), next(records)
+    assert steps_of(tmp_path) == [6, 7], "the damaged one, of a later step, does not count among the two kept"
+    records.close()
+
+
+def test_an_iterator_left_behind_does_not_write_over_its_successor(tmp_path):
+    """An interrupted cell is run again: its old iterator lives on in the traceback and is closed at some later time."""
+    expected = [value for value, _ in walk(tmp_path / "whole", 9)]
+    left_behind = walk(tmp_path / "a", 9)
+    for _ in range(5):
+        next(left_behind)
+    records = walk(tmp_path / "a", 9)
+    values = [next(records)[0]]
+    left_behind.close()
+    assert steps_of(tmp_path / "a") == [3]
+    values += [value for value, _ in records]
+    assert values == expected[3:] and steps_of(tmp_path / "a") == [6, 9]
+
+
+def test_an_iterator_that_was_taken_over_is_refused_when_it_goes_on(tmp_path):
+    old = walk(tmp_path, 9)
+    next(old)
+    new = walk(tmp_path, 9)
+    next(new)
+    with pytest.raises(CheckpointError, match="newer loop"):
+        list(old)
+    assert len(list(new)) == 8
 
 
 def two_checkpoints(folder: Path) -> Checkpointer:
