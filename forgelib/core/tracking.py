@@ -5,6 +5,7 @@ import json
 import math
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 JOURNAL = "metrics.jsonl"
@@ -50,6 +51,21 @@ class Tracker:
         if self.wandb_mode != "disabled":
             numbers = {name: value for name, value in record.items() if name != "step"}
             self._start_wandb().log(numbers, step=record["step"])
+
+    def follow(self, records: Iterator[dict]) -> Iterator[dict]:
+        """Log every record of a procedure and hand it on.
+
+        A procedure that goes on from a checkpoint gives the steps after it again: what the journal holds from the first
+        of them on is dropped. Leaving early closes the procedure, which then saves.
+        """
+        first = True
+        with contextlib.closing(records):
+            for record in records:
+                if first:
+                    self.rewind(record["step"])
+                    first = False
+                self.log(record)
+                yield record
 
     def rewind(self, step: int) -> None:
         """Drop the records of `step` and later: the run goes on from a checkpoint taken before them."""
