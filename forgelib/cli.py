@@ -37,13 +37,13 @@ def run(profile: Profile = "", only: Only = "", data: Data = None, seed: Seed = 
 @app.command()
 def report(profile: Profile = "", data: Data = None, seed: Seed = None, reports: Reports = None) -> None:
     """Write the reports again from the notebooks as they were last executed."""
-    from forgelib.workbook.plan import PLAN
     from forgelib.workbook.runner import executed_dir, write_reports
 
-    folder = executed_dir(PLAN[0], _asked(profile, seed, data))
+    asked = _asked(profile, seed, data)
+    folder = executed_dir(asked)
     if not folder.is_dir():
         raise ParameterError(f"nothing was run yet with these options ({folder} is not there); start with: forge run")
-    for path in write_reports(folder, reports or reports_dir()):
+    for path in write_reports(asked, reports or reports_dir()):
         typer.echo(path)
 
 

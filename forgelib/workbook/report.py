@@ -89,7 +89,7 @@ def _failure(chapter: Chapter) -> str:
 
 def _sources(chapters: Iterable[Chapter]) -> str:
     facts = [fact for chapter in chapters for fact in chapter.of_kind("sources")]
-    return "".join(_scroll(tables.table(fact["rows"], fact["columns"])) for fact in facts) or "<p>not run</p>"
+    return "".join(_scroll(tables.table(fact["rows"], fact.get("columns"))) for fact in facts) or "<p>not run</p>"
 
 
 def _artifacts(chapters: Iterable[Chapter]) -> str:
@@ -105,7 +105,7 @@ def _provenance(chapters: Iterable[Chapter]) -> str:
     parts = []
     for chapter in chapters:
         for fact in chapter.of_kind("provenance"):
-            table = _scroll(tables.pairs(fact["pairs"]))
+            table = _scroll(tables.pairs(fact.get("pairs", ())))
             parts.append(f"<details><summary>{html.escape(chapter.name)}</summary>{table}</details>")
     return "".join(parts) or "<p>not run</p>"
 

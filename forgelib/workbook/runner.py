@@ -33,33 +33,39 @@ def run_plan(
     console = console or Console()
     plan = available(PLAN)
     chosen = {step.name for step in select(only, plan)}
-    folder = executed_dir(plan[0], asked)
-    keys = step_keys(plan, asked)
+    folder, keys = executed_dir(asked), step_keys(plan, asked)
     console.say(f"Agent Forge · {folder.name} · executed notebooks in {folder}")
     try:
         for step in plan:
             if step.name in chosen:
                 _run_or_reuse(step, keys[step.name], asked, folder, console)
     finally:
-        written = write_reports(folder, reports or reports_dir())
+        written = write_reports(asked, reports or reports_dir())
         for path in written:
             console.say(f"  report  {path}")
     return written
 
 
-def executed_dir(step: Step, asked: Mapping[str, Any]) -> Path:
+def executed_dir(asked: Mapping[str, Any]) -> Path:
     """Folder of the executed notebooks of one profile, seed and source of data."""
-    params = parameters(step, asked)
+    params = parameters(PLAN[0], asked)
     return runs_dir() / "executed" / f"{params.profile}-seed{params.seed}-{params.data}"
 
 
-def write_reports(folder: Path, reports: Path) -> list[Path]:
-    """Write phase<N>.html for each phase with an executed notebook in `folder`, and index.html."""
+def write_reports(asked: Mapping[str, Any], reports: Path) -> list[Path]:
+    """Write phase<N>.html for each phase, and index.html, from the notebooks as they were last executed.
+
+    A finished notebook that something it rests on has outrun is shown as out of date.
+    """
     from forgelib.workbook.report import Chapter, write_index, write_phase
 
-    phases: dict[int, list[Chapter]] = {}
-    for step in available(PLAN):
-        chapter = Chapter(step.name, folder / f"{step.name}.ipynb", read_record(folder, step))
+    plan, folder = available(PLAN), executed_dir(asked)
+    keys, phases = step_keys(plan, asked), {}
+    for step in plan:
+        record = read_record(folder, step)
+        if record.get("status") == "finished" and record["key"] != keys[step.name]:
+            record["status"] = "out of date"
+        chapter = Chapter(step.name, folder / f"{step.name}.ipynb", record)
         phases.setdefault(step.phase, []).append(chapter)
     reports.mkdir(parents=True, exist_ok=True)
     pages = [write_phase(number, steps, folder.name, reports) for number, steps in phases.items()]

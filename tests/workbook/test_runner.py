@@ -98,7 +98,7 @@ def test_a_run_is_reused_until_something_changes(house, write_chapter, lines, re
     pages = run_plan(SMOKE)
     assert [page.name for page in pages] == ["phase1.html", "index.html"]
     assert lines[-3].endswith("done")
-    executed = executed_dir(Step("00_environment"), SMOKE) / "00_environment.ipynb"
+    executed = executed_dir(SMOKE) / "00_environment.ipynb"
     assert executed.parent.name == "smoke-seed0-procedural"
     before = executed.read_bytes()
 
@@ -113,6 +113,16 @@ def test_a_run_is_reused_until_something_changes(house, write_chapter, lines, re
     path.write_text(path.read_text().replace("cores", "threads"))
     with pytest.raises(AssertionError, match="a kernel was started"):
         run_plan(SMOKE)
+
+
+@pytest.mark.slow
+def test_a_report_says_which_chapter_is_out_of_date(house, write_chapter, lines):
+    write_chapter("00_environment", "1")
+    (page, _) = run_plan(SMOKE)
+    assert "badge finished" in page.read_text() and "out of date" not in page.read_text()
+    write_chapter("00_environment", "2")
+    (page, _) = runner.write_reports(SMOKE, house / "reports")
+    assert '<span class="badge out of date">out of date</span>' in page.read_text()
 
 
 @pytest.mark.slow
@@ -138,7 +148,7 @@ def test_a_failure_names_notebook_cell_and_error_and_keeps_the_notebook(house, w
     text = str(caught.value)
     assert "00_environment, cell 4 (boom = 1 / 0): ZeroDivisionError: division by zero" in text
     assert len(text.splitlines()) == 3
-    folder = executed_dir(Step("00_environment"), SMOKE)
+    folder = executed_dir(SMOKE)
     assert json.loads((folder / "00_environment.ipynb").read_text())["cells"]
     assert read_record(folder, Step("00_environment"))["status"] == "failed"
     assert "division by zero" in (house / "reports/phase1.html").read_text()
@@ -190,7 +200,7 @@ def test_the_kernel_is_this_python_whatever_is_installed(house, write_chapter, l
     source = 'import sys\npublish.publish("python", {"executable": sys.executable})'
     write_chapter("00_environment", source)
     run_plan(SMOKE)
-    executed = json.loads((executed_dir(Step("00_environment"), SMOKE) / "00_environment.ipynb").read_text())
+    executed = json.loads((executed_dir(SMOKE) / "00_environment.ipynb").read_text())
     fact = next(iter(runner.published(executed)))
     assert fact["executable"] == sys.executable
 
@@ -206,7 +216,7 @@ def test_a_progress_line_reaches_the_console_and_leaves_one_line_behind(house, w
     write_chapter("00_environment", source)
     run_plan(SMOKE)
     assert any(note.startswith("cell 4 of 4 · trunk") for note in notes)
-    executed = json.loads((executed_dir(Step("00_environment"), SMOKE) / "00_environment.ipynb").read_text())
+    executed = json.loads((executed_dir(SMOKE) / "00_environment.ipynb").read_text())
     (output,) = executed["cells"][-1]["outputs"]
     assert "100% · 8/8" in "".join(output["data"]["text/plain"])
 
@@ -228,5 +238,5 @@ def test_ctrl_c_ends_the_kernel_and_says_how_to_go_on(house, write_chapter):
     assert "interrupted; the same command goes on from the last checkpoint" in said and "Traceback" not in said
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
-    folder = executed_dir(Step("00_environment"), SMOKE)
+    folder = executed_dir(SMOKE)
     assert read_record(folder, Step("00_environment"))["status"] == "interrupted"
