@@ -67,8 +67,11 @@ class Control:
         return action
 
     def forget_old(self) -> None:
-        """Drop a request from before this process started: starting the run again is the newer wish."""
-        if self.path.is_file() and self.path.stat().st_mtime < psutil.Process().create_time():
+        """Drop a request from before this process started: starting the run again is the newer wish.
+
+        A start is known to the second, rounded down; in its first second nobody can have seen the run yet.
+        """
+        if self.path.is_file() and self.path.stat().st_mtime < psutil.Process().create_time() + 1:
             self.request("resume")
 
 

@@ -12,7 +12,7 @@ from forgelib.core.loop import Checkpointer, Control
 from forgelib.core.state import same_bits
 from forgelib.core.tracking import read_journal
 
-STEPS, PACE = 400, 0.003
+STEPS, PACE = 200, 0.006
 
 
 def journal(folder: Path) -> list[dict]:
@@ -23,7 +23,7 @@ def journal(folder: Path) -> list[dict]:
 def wait_until(process, condition) -> None:
     while not condition():
         assert process.is_alive(), "the training ended too early"
-        time.sleep(0.005)
+        time.sleep(0.001)
 
 
 def finish(folder: Path, launch, *more) -> None:
@@ -68,12 +68,12 @@ def test_kills_in_the_writing_of_a_checkpoint(tmp_path, launch):
     """A checkpoint after every step, and large ones: most of the time is writing."""
     folder, reference, dice = tmp_path / "killed", tmp_path / "reference", random.Random(1)
     reference.mkdir()
-    tiny_run.run(reference, 60, 1, 0.0, 2000)
+    tiny_run.run(reference, 30, 1, 0.0, 2000)
     half_written = 0
     for _ in range(8):
-        process = launch(tiny_run.run, folder, 60, 1, 0.0, 2000)
-        wait_until(process, lambda: (folder / "checkpoints").is_dir())
-        time.sleep(dice.uniform(0.0, 0.1))
+        process = launch(tiny_run.run, folder, 30, 1, 0.0, 2000)
+        wait_until(process, (folder / "checkpoints" / ".writing").exists)
+        time.sleep(dice.uniform(0.0, 0.01))
         process.kill()
         process.join()
         half_written += (folder / "checkpoints" / ".writing").exists()
@@ -81,7 +81,7 @@ def test_kills_in_the_writing_of_a_checkpoint(tmp_path, launch):
         checkpointer.latest()
         assert checkpointer.skipped == [], "a kill never leaves a damaged checkpoint under its final name"
     assert half_written, "no kill fell into the writing: the test tested nothing"
-    tiny_run.run(folder, 60, 1, 0.0, 2000)
+    tiny_run.run(folder, 30, 1, 0.0, 2000)
     assert_same_run(folder, reference)
 
 
