@@ -91,15 +91,20 @@ class CognateConfig(PreTrainedConfig):
         self._refuse_impossible_sizes()
 
     def _refuse_impossible_sizes(self) -> None:
-        head_width = self.d_model / self.n_heads
+        heads = max(1, self.n_heads)
         rules = [
-            (head_width.is_integer() and head_width % 2 == 0, "d_model", "an even multiple of n_heads"),
+            (self.vocab_size >= 1, "vocab_size", "at least 1"),
+            (self.n_layers >= 1, "n_layers", "at least 1"),
+            (self.n_heads >= 1, "n_heads", "at least 1"),
+            (self.d_model >= 1 and self.d_model % (2 * heads) == 0, "d_model", "an even multiple of n_heads"),
+            (self.d_ff >= 1, "d_ff", "at least 1"),
             (1 <= self.max_cycles <= CYCLES_LIMIT, "max_cycles", f"between 1 and {CYCLES_LIMIT}"),
             (self.n_micro_steps >= 1, "n_micro_steps", "at least 1"),
             (self.window >= 1, "window", "at least 1 token"),
             (self.memory_chunk >= 1, "memory_chunk", "at least 1 token"),
             (self.conv_kernel >= 1, "conv_kernel", "at least 1 token"),
-            (self.ltm_tokens >= 1, "ltm_tokens", "at least 1 token"),
+            (self.ltm_tokens >= 2, "ltm_tokens", "at least 2 tokens"),
+            (self.rope_theta > 0, "rope_theta", "above 0"),
             (0 < self.act_threshold < 1, "act_threshold", "between 0 and 1"),
             (self.recursion_layers >= 1, "recursion_layers", "at least 1"),
             (all(0 <= i < self.n_layers for i in self.memory_layers), "memory_layers", "indices of backbone blocks"),

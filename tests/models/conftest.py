@@ -17,7 +17,7 @@ def build(seed: int = 0, **overrides) -> CognateForCausalLM:
         "d_ff": 24,
         "window": 5,
         "memory_chunk": 4,
-        "initializer_range": 0.3,
+        "initializer_range": 0.2,
         "eos_token_id": 0,
         "pad_token_id": 0,
     }
