@@ -3,6 +3,7 @@ examples."""
 
 import hashlib
 import json
+import random
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from forgelib.core.paths import datasets_mirror
 from forgelib.data import CATEGORIES, DataError, Example, grammars, procedural, prose
 from forgelib.data.catalogue import CATALOGUE
 from forgelib.data.mixes import CURRICULUM, SPECIALISTS, TRUNK_MIX, stage_datasets, stage_weights
@@ -95,8 +97,9 @@ class DataBundle:
         """Shares per category of one stage for "trunk" or a specialist, and a note where the mix had to be rescaled."""
         if mix != "trunk" and mix not in SPECIALISTS:
             raise DataError(f"there is no mix '{mix}'; choose trunk or one of {', '.join(SPECIALISTS)}")
-        shares = TRUNK_MIX if mix == "trunk" else SPECIALISTS[mix].mix
-        return stage_weights(shares, set(self.pools[stage]))
+        if stage not in self.pools:
+            raise DataError(f"there is no data of stage '{stage}'; there is {', '.join(self.pools)}")
+        return stage_weights(_mixes()[mix], set(self.pools[stage]))
 
     def questions(self, category: str) -> tuple[Example, ...]:
         """The held-out examples of a category that have an answer to be right or wrong about."""
@@ -156,7 +159,7 @@ class DataBundle:
             tokenizer=PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
             tokenizer_note=plain["tokenizer_note"],
             heldout_pools=pools.pop("heldout"),
-            pools=dict(pools),
+            pools={stage: pools[stage] for stage in CURRICULUM if stage in pools},
             heldout={name: tuple(rows) for name, rows in heldout.items()},
             notes=tuple(plain["notes"]),
         )
@@ -165,6 +168,10 @@ class DataBundle:
                 f"{folder} does not hold what was saved: its digest differs from bundle.json. Prepare the data anew."
             )
         return bundle
+
+
+def _mixes() -> dict[str, dict[str, float]]:
+    return {"trunk": TRUNK_MIX, **{name: specialist.mix for name, specialist in SPECIALISTS.items()}}
 
 
 def _tensors(bundle: DataBundle) -> dict[str, "torch.Tensor"]:
@@ -192,10 +199,14 @@ def load_rows(
     limit: int | None = None,
     seed: int = 0,
 ) -> Rows:
-    """Rows of part "train", "heldout" or "test" of one of the sixteen datasets; see `sources.load_rows`."""
+    """Rows of part "train", "heldout" or "test" of one of the sixteen datasets; see `sources.load_rows`.
+
+    Without `mirror` the folder named by FORGE_DATASETS is the mirror, if it is set.
+    """
     if name not in CATALOGUE:
         raise DataError(f"there is no dataset '{name}'; choose one of {', '.join(CATALOGUE)}")
     spec = CATALOGUE[name]
+    mirror = mirror or datasets_mirror()
 
     def twin(part: str, n: int, seed: int) -> list[Example]:
         pairs = procedural.draw(TWINS[name], name, part, n, seed)
@@ -211,34 +222,50 @@ def prepare(config: DataConfig) -> DataBundle:
     Raises DataError when a source is broken or, with source="real", missing.
     """
     hub = Hub()
-    train, heldout, repeats = {}, {}, {}
+    train, heldout = {}, {}
     for name in config.datasets:
         common = {"source": config.source, "mirror": config.mirror, "hub": hub, "seed": config.seed}
         train[name] = load_rows(name, "train", limit=config.rows_per_dataset, **common)
         heldout[name] = load_rows(name, "heldout", limit=config.heldout_per_dataset, **common)
     asked = {example.prompt for rows in heldout.values() for example in rows.examples}
     kept = {name: [one for one in rows.examples if one.prompt not in asked] for name, rows in train.items()}
-    repeats = {name: len(rows.examples) - len(kept[name]) for name, rows in train.items()}
-    texts = [example.text for name in config.datasets for example in kept[name]]
-    tokenizer, tokenizer_note = load_or_train_tokenizer(texts, config.vocab_size, config.gpt2)
+    tokenizer, tokenizer_note = load_or_train_tokenizer(
+        [example.text for name in config.datasets for example in kept[name]], config.vocab_size, config.gpt2
+    )
     ids = {name: _documents(tokenizer, kept[name]) for name in config.datasets}
+    heldout_ids = {name: _documents(tokenizer, heldout[name].examples) for name in config.datasets}
     pools = {stage: _pools(config, stage, ids, tokenizer.eos_token_id) for stage in CURRICULUM}
-    by_category = _by_category(config, {name: rows.examples for name, rows in heldout.items()})
+    pools = {stage: found for stage, found in pools.items() if found}
+    questions = _by_category(config, {name: rows.examples for name, rows in heldout.items()})
     last = config.seq_lens[-1]
-    heldout_pools = {
-        name: pack(_documents(tokenizer, rows), last, tokenizer.eos_token_id)
-        for name, rows in by_category.items()
-        if rows
-    }
     return DataBundle(
         config=config,
-        sources=tuple(_source_row(train[name], heldout[name], ids[name], repeats[name]) for name in config.datasets),
+        sources=tuple(
+            _source_row(train[name], heldout[name], ids[name], heldout_ids[name], last) for name in config.datasets
+        ),
         tokenizer=tokenizer,
         tokenizer_note=tokenizer_note,
-        pools={stage: found for stage, found in pools.items() if found},
-        heldout={name: tuple(rows) for name, rows in by_category.items() if rows},
-        heldout_pools=heldout_pools,
+        pools=pools,
+        heldout={name: tuple(rows) for name, rows in questions.items() if rows},
+        heldout_pools={
+            name: pack(documents, last, tokenizer.eos_token_id)
+            for name, documents in _by_category(config, heldout_ids).items()
+            if documents
+        },
+        notes=tuple(
+            f"{mix}, stage {stage}: {note}"
+            for mix, shares in _mixes().items()
+            for stage in pools
+            if (note := _mix_note(shares, set(pools[stage])))
+        ),
     )
+
+
+def _mix_note(shares: dict[str, float], present: set[str]) -> str:
+    """What `stage_weights` has to say; a mix with nothing to read in a stage is refused only by who asks for it."""
+    if not any(shares.get(name, 0) > 0 for name in present):
+        return f"nothing to read, the stage has {', '.join(sorted(present))} only"
+    return stage_weights(shares, present)[1]
 
 
 def _documents(tokenizer: "PreTrainedTokenizerFast", examples: list[Example]) -> list[list[int]]:
@@ -254,8 +281,6 @@ def _by_category(config: DataConfig, rows: dict[str, list]) -> dict[str, list]:
 
 def _pools(config: DataConfig, stage: str, ids: dict[str, list[list[int]]], eos_id: int) -> dict[str, "torch.Tensor"]:
     """The packed rows of one stage per category; documents of its datasets shuffled together."""
-    import random
-
     present = {name: ids[name] for name in stage_datasets(stage) if name in ids}
     seq_len = config.seq_lens[list(CURRICULUM).index(stage)]
     pools = {}
@@ -266,11 +291,16 @@ def _pools(config: DataConfig, stage: str, ids: dict[str, list[list[int]]], eos_
     return pools
 
 
-def _source_row(train: Rows, heldout: Rows, documents: list[list[int]], repeats: int) -> SourceRow:
+def _source_row(
+    train: Rows, heldout: Rows, documents: list[list[int]], heldout_documents: list[list[int]], seq_len: int
+) -> SourceRow:
     spec = CATALOGUE[train.dataset]
     notes = [train.passed_over] if train.passed_over else []
-    if repeats:
+    if repeats := len(train.examples) - len(documents):
         notes.append(f"{repeats} training rows left out, their prompts are held out")
+    too_long = sum(len(ids) > seq_len for ids in heldout_documents)
+    if too_long and spec.category != "language":
+        notes.append(f"{too_long} of {len(heldout_documents)} held-out questions are longer than {seq_len} tokens")
     return SourceRow(
         dataset=spec.name,
         category=spec.category,

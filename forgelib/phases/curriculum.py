@@ -39,7 +39,7 @@ def trunk_stages(bundle, steps: int, tokens_per_step: int) -> tuple[Stage, ...]:
 
 def specialist_stages(bundle, specialist: str, steps: int, tokens_per_step: int) -> tuple[Stage, ...]:
     """The last stage's data in the specialist's mix: first at the trunk's depth, then at its own."""
-    name, first = list(bundle.pools)[-1], max(1, steps // 2)
+    name, first = [stage for stage in TRUNK_SHARES if stage in bundle.pools][-1], max(1, steps // 2)
     depths = ((first, TRUNK_CYCLES), (steps - first, SPECIALIST_CYCLES[specialist]))
     return tuple(_stage(bundle, specialist, name, n, tokens_per_step, cycles) for n, cycles in depths if n > 0)
 
