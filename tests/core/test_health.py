@@ -120,6 +120,16 @@ def test_a_single_spike_is_forgiven():
     assert feed(LossMonitor(), [*falling(), 60.0, *falling()[60:] * 3]) is None
 
 
+def test_spikes_now_and_then_do_not_add_up():
+    assert feed(LossMonitor(window=1, patience=5), [1.0, 1.0, 9.0, 9.0] * 20) is None
+    assert feed(LossMonitor(window=1, patience=5), [1.0, 1.0, *[9.0] * 5]) == 6
+
+
+def test_the_first_losses_set_no_mark():
+    """Before one window has passed a lucky first batch is no best."""
+    assert feed(LossMonitor(), [0.1, *[4.0] * 100]) is None
+
+
 def test_a_loss_near_zero_may_triple():
     """From 0.001 to 0.003 is noise of a task that has been learned."""
     assert feed(LossMonitor(), [0.001] * 50 + [0.003] * 100) is None
@@ -158,12 +168,16 @@ def test_a_restart_is_as_good_as_new():
     assert monitor.state_dict() == LossMonitor().state_dict()
 
 
-@pytest.mark.parametrize("cut", [0, 5, 30, 110])
-def test_from_its_state_it_goes_on_exactly(cut):
+@pytest.mark.parametrize("steps_before", [1, 5, 20, 60, 10**6])
+def test_from_its_state_it_goes_on_exactly(steps_before):
+    """Cut just before the divergence, in the middle of its patience, long before, or at the very start."""
     losses = falling() + [1.1**i for i in range(80)]
     whole, first, second = LossMonitor(), LossMonitor(), LossMonitor()
+    expected = feed(whole, losses)
+    cut = max(0, expected - steps_before)
     feed(first, losses[:cut])
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    expected, found = feed(whole, losses), feed(second, losses[cut:])
-    assert found is not None and found + cut == expected
+    with pytest.raises(DivergedError, match=f"step {expected}"):
+        for step in range(cut, len(losses)):
+            second.update(step, losses[step])
     assert second.state_dict() == whole.state_dict()
