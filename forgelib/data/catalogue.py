@@ -12,7 +12,7 @@ from forgelib.data import DatasetSpec, FieldTypes, Row, RowError
 
 def ask(question: str, *context: str) -> str:
     """The one shape of every prompt: context lines, the question, and the place for the answer."""
-    return "\n".join([*(line.strip() for line in context if line.strip()), f"Question: {question.strip()}", "Answer: "])
+    return "\n".join([*(line.strip() for line in context if line.strip()), f"Question: {question.strip()}", "Answer:"])
 
 
 def letter_choices(options: list[str]) -> str:
@@ -20,7 +20,7 @@ def letter_choices(options: list[str]) -> str:
 
 
 def ask_choice(question: str, options: list[str]) -> str:
-    return f"Question: {question.strip()}\n{letter_choices(options)}\nAnswer: "
+    return f"Question: {question.strip()}\n{letter_choices(options)}\nAnswer:"
 
 
 def plain_number(text: str, field: str) -> str:
@@ -274,6 +274,7 @@ _SPECS = (
         {"text": str},
         plain_text,
         ("wikitext", "wikitext-2-raw-v1", "wikitext-2-v1"),
+        starts_document=r" = [^=].* = \n?$",
     ),
     DatasetSpec(
         "fineweb_edu",
@@ -298,6 +299,7 @@ _SPECS = (
         plain_text,
         ("openwebtext",),
         streamed=True,
+        optional=True,
     ),
 )
 CATALOGUE: dict[str, DatasetSpec] = {spec.name: spec for spec in _SPECS}

@@ -1,19 +1,12 @@
 """Batches drawn from the packed pools: which row comes next is a function of the seed and of how far the run has come,
 nothing else."""
 
-import hashlib
 import random
-from typing import TYPE_CHECKING
 
+import torch
+
+from forgelib.core.rng import stream
 from forgelib.data import DataError
-
-if TYPE_CHECKING:
-    import torch
-
-
-def _stream(seed: int, *names: object) -> int:
-    """An independent integer seed for one named use."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:8], "big") >> 1
 
 
 class BatchCursor:
@@ -28,7 +21,7 @@ class BatchCursor:
 
     def __init__(
         self,
-        pools: dict[str, "torch.Tensor"],
+        pools: dict[str, torch.Tensor],
         weights: dict[str, float],
         batch_size: int,
         seed: int,
@@ -44,7 +37,7 @@ class BatchCursor:
         self.step, self.stage = 0, -1
         self.set_pools(pools, weights)
 
-    def set_pools(self, pools: dict[str, "torch.Tensor"], weights: dict[str, float]) -> None:
+    def set_pools(self, pools: dict[str, torch.Tensor], weights: dict[str, float]) -> None:
         """Go on with the pools of the next stage, each from its first row."""
         asked = {name: share for name, share in sorted(weights.items()) if share > 0}
         missing = sorted(set(asked) - set(pools))
@@ -62,11 +55,9 @@ class BatchCursor:
     def categories(self) -> tuple[str, ...]:
         return tuple(self._pools)
 
-    def next_batch(self) -> "torch.Tensor":
+    def next_batch(self) -> torch.Tensor:
         """The next rows of this rank: int64 [batch_size, T]."""
-        import torch
-
-        chooser = random.Random(_stream(self.seed, "category", self.stage, self.step))
+        chooser = random.Random(stream(self.seed, "category", self.stage, self.step))
         size = self.batch_size * self.world_size
         chosen = chooser.choices(list(self._weights), weights=list(self._weights.values()), k=size)
         rows = []
@@ -78,14 +69,12 @@ class BatchCursor:
         self.step += 1
         return torch.stack(rows).long()
 
-    def _row(self, category: str, position: int) -> "torch.Tensor":
-        import torch
-
+    def _row(self, category: str, position: int) -> torch.Tensor:
         pool = self._pools[category]
         epoch, index = divmod(position, len(pool))
         known = self._orders.get(category)
         if known is None or known[0] != epoch:
-            generator = torch.Generator().manual_seed(_stream(self.seed, "order", self.stage, category, epoch))
+            generator = torch.Generator().manual_seed(stream(self.seed, "order", self.stage, category, epoch))
             known = self._orders[category] = (epoch, torch.randperm(len(pool), generator=generator))
         return pool[known[1][index]]
 

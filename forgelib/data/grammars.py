@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 
 Pair = tuple[str, str]
 _CHUNK = 1000
-_PEOPLE = ("Ana", "Ben", "Eva", "Leo", "Mia", "Sam", "Tom", "Zoe", "Ida", "Max", "Lea", "Jon")
-_COLOURS = ("red", "blue", "green", "black", "white", "yellow")
+_PEOPLE = ("Ana", "Ben", "Dan", "Eva", "Ian", "Kim", "Lea", "Leo", "Max", "Mia", "Tom", "Zoe")
 
 
 def _repeat(one: Callable[[random.Random], Pair]) -> Callable[[int], Iterator[Pair]]:
@@ -19,47 +18,23 @@ def _repeat(one: Callable[[random.Random], Pair]) -> Callable[[int], Iterator[Pa
     return generator
 
 
-def _choice(rng: random.Random, question: str, right: str, wrong: list[str]) -> Pair:
-    options = [right, *wrong]
-    rng.shuffle(options)
+def _choose(question: str, options: list[str], right: str) -> Pair:
+    """A question with lettered options in their fixed order; the answer is the letter."""
     lines = "\n".join(f"{chr(65 + index)}. {option}" for index, option in enumerate(options))
-    return f"Question: {question}\n{lines}\nAnswer: ", chr(65 + options.index(right))
+    return f"Question: {question}\n{lines}\nAnswer:", chr(65 + options.index(right))
 
 
 _FUNCTIONS = (
-    ("{x} + {n}", "Add {n} to {x}."),
-    ("{x} - {n}", "Subtract {n} from {x}."),
-    ("{x} * {n}", "Multiply {x} by {n}."),
-    ("max({x}, {y})", "Return the larger of {x} and {y}."),
-    ("min({x}, {y})", "Return the smaller of {x} and {y}."),
-    ("len({x})", "Count the items of {x}."),
-    ("{x}[0]", "Return the first item of {x}."),
-    ("{x}[-1]", "Return the last item of {x}."),
-    ("sum({x})", "Sum the items of {x}."),
-    ("sorted({x})", "Sort the items of {x}."),
-    ("{x} == {y}", "Check whether {x} equals {y}."),
-    ("{x} in {y}", "Check whether {x} is in {y}."),
-    ("{x}.upper()", "Write {x} in capitals."),
-    ("{x} + [{y}]", "Append {y} to {x}."),
+    ("{x} + {n}", "Add {n}."),
+    ("{x} - {n}", "Subtract {n}."),
+    ("{x} * {n}", "Multiply by {n}."),
+    ("len({x})", "Count the items."),
+    ("sum({x})", "Sum the items."),
+    ("sorted({x})", "Sort the items."),
+    ("{x}[0]", "Take the first item."),
+    ("{x}[-1]", "Take the last item."),
 )
-_ARGUMENTS = (
-    "a",
-    "b",
-    "x",
-    "y",
-    "left",
-    "right",
-    "first",
-    "second",
-    "items",
-    "values",
-    "data",
-    "rows",
-    "item",
-    "value",
-    "key",
-    "name",
-)
+_ARGUMENTS = ("a", "b", "x", "y", "items", "rows", "data", "value")
 _FUNCTION_NAMES = ("run", "work", "apply", "compute", "solve", "step", "process", "helper", "main", "call")
 
 
@@ -67,144 +42,130 @@ _FUNCTION_NAMES = ("run", "work", "apply", "compute", "solve", "step", "process"
 def docstrings(rng: random.Random) -> Pair:
     """CodeXGLUE's twin: the first docstring line of a one-line function."""
     body, summary = rng.choice(_FUNCTIONS)
-    x, y = rng.sample(_ARGUMENTS, 2)
-    words = {"x": x, "y": y, "n": str(rng.randint(1, 9))}
-    arguments = f"{x}, {y}" if "{y}" in body else x
-    code = f"def {rng.choice(_FUNCTION_NAMES)}({arguments}):\n    return {body.format(**words)}"
-    return f"{code}\nQuestion: What does this function do?\nAnswer: ", summary.format(**words)
+    words = {"x": rng.choice(_ARGUMENTS), "n": str(rng.randint(1, 3))}
+    code = f"def {rng.choice(_FUNCTION_NAMES)}({words['x']}):\n    return {body.format(**words)}"
+    return f"{code}\nQuestion: What does this function do?\nAnswer:", summary.format(**words)
 
 
 _KINDS = {
-    "a mammal": ("dog", "cat", "horse", "cow", "whale", "mouse", "bear", "lion", "goat", "bat"),
-    "a bird": ("crow", "hen", "eagle", "owl", "swan", "robin", "goose", "gull", "parrot", "duck"),
-    "a fish": ("trout", "shark", "salmon", "tuna", "carp", "cod", "eel", "pike", "herring", "perch"),
-    "an insect": ("ant", "bee", "fly", "wasp", "moth", "beetle", "cricket", "flea", "locust", "gnat"),
-    "a tree": ("oak", "pine", "birch", "elm", "maple", "willow", "beech", "cedar", "fir", "ash"),
-    "a metal": ("iron", "gold", "copper", "silver", "zinc", "tin", "lead", "nickel", "steel", "brass"),
-    "a planet": ("Mars", "Venus", "Earth", "Saturn", "Jupiter", "Neptune", "Uranus", "Mercury"),
-    "a gas": ("oxygen", "helium", "air", "steam", "nitrogen", "neon", "methane", "argon"),
+    "animal": ("dog", "horse", "whale", "crow", "trout", "bee"),
+    "plant": ("oak", "pine", "rose", "moss", "wheat", "fern"),
+    "metal": ("iron", "gold", "copper", "silver", "zinc", "tin"),
+    "planet": ("Mars", "Venus", "Earth", "Saturn", "Jupiter", "Neptune"),
 }
 
 
 @_repeat
 def science(rng: random.Random) -> Pair:
-    """ARC-Easy's twin: which of four things belongs to a kind that school science names?"""
-    kind, *others = rng.sample(sorted(_KINDS), 4)
-    question = rng.choice(("Which of these is {}?", "Which one is {}?", "Which word names {}?")).format(kind)
-    return _choice(rng, question, rng.choice(_KINDS[kind]), [rng.choice(_KINDS[one]) for one in others])
+    """ARC-Easy's twin: which of four kinds that school science names is a thing of?"""
+    kinds = list(_KINDS)
+    right = rng.choice(kinds)
+    word = rng.choice(_KINDS[right])
+    question = rng.choice(("{who} asks what {word} is.", "{who} reads about {word}.", "What is {word}, {who}?"))
+    return _choose(question.format(who=rng.choice(_PEOPLE), word=word), kinds, right)
 
 
-_TOOLS = {
-    "a knife": ("cut the bread", "slice an apple", "cut a rope"),
-    "a spoon": ("eat the soup", "stir the tea", "taste the sauce"),
-    "a hammer": ("drive in a nail", "break a stone", "flatten a nail"),
-    "a broom": ("sweep the floor", "clean the stairs", "gather the leaves"),
-    "a towel": ("dry the plates", "dry wet hair", "wipe the hands"),
-    "a key": ("open the lock", "lock the door", "open the chest"),
-    "a lamp": ("light the room", "read at night", "see in the dark"),
-    "a needle": ("sew a button", "mend the shirt", "stitch the cloth"),
-    "a bucket": ("carry water", "collect the rain", "wash the car"),
-    "a ladder": ("reach the roof", "climb the wall", "pick high fruit"),
-    "a pen": ("write a letter", "sign the paper", "fill in the form"),
-    "a shovel": ("dig a hole", "move the snow", "plant a tree"),
-    "a stove": ("boil the water", "cook the rice", "heat the milk"),
-    "a rope": ("tie the boat", "pull the cart", "hang the swing"),
-    "a map": ("find the way", "plan the trip", "find the town"),
-    "an umbrella": ("stay dry in the rain", "keep off the rain", "walk in a storm"),
-}
+_PHYSICS = (
+    (
+        ("it floats", "it sinks"),
+        ("{who} drops {thing} into water.", "{who} throws {thing} into the lake.", "In the pond {who} sees {thing}."),
+        (("a leaf", "a cork", "a feather", "straw"), ("a stone", "a coin", "a nail", "a brick")),
+    ),
+    (
+        ("warm it", "cool it"),
+        ("{who} wants to {thing}.", "How does {who} {thing}?", "Now {who} must {thing}."),
+        (
+            ("melt ice", "boil water", "bake bread", "fry an egg"),
+            ("make ice", "keep milk", "freeze soup", "chill juice"),
+        ),
+    ),
+)
 
 
 @_repeat
-def tools(rng: random.Random) -> Pair:
-    """PIQA's twin: which of two things serves a purpose?"""
-    right, wrong = rng.sample(sorted(_TOOLS), 2)
-    question = rng.choice(("How does {} {}?", "{} wants to {}.", "What helps {} to {}?"))
-    return _choice(
-        rng, question.format(rng.choice(_PEOPLE), rng.choice(_TOOLS[right])), f"With {right}.", [f"With {wrong}."]
-    )
+def physics(rng: random.Random) -> Pair:
+    """PIQA's twin: which of two things happens, or helps, in the physical world?"""
+    outcomes, questions, things = rng.choice(_PHYSICS)
+    right = rng.randrange(2)
+    question = rng.choice(questions).format(who=rng.choice(_PEOPLE), thing=rng.choice(things[right]))
+    return _choose(question, list(outcomes), outcomes[right])
 
 
-_SCRIPTS = (
-    ("washes the dishes", "fills the sink", "rubs the plates with soap", "puts the clean plates away"),
-    ("plants a tree", "digs a hole", "sets the roots in the earth", "waters the young tree"),
-    ("bakes a cake", "mixes flour and eggs", "puts the dough in the oven", "lets the cake cool"),
-    ("paints the wall", "opens the paint", "dips the brush", "lets the wall dry"),
-    ("goes fishing", "takes the rod", "throws the line", "pulls a fish out of the lake"),
-    ("makes tea", "boils the water", "adds the leaves", "pours the tea into a cup"),
-    ("mends a bike", "turns the bike over", "takes off the wheel", "pumps up the tyre"),
-    ("goes to bed", "brushes the teeth", "turns off the light", "falls asleep"),
-    ("writes a letter", "takes a sheet of paper", "writes the last line", "puts the letter in the post"),
-    ("washes the car", "fills a bucket", "rubs the doors with a sponge", "rinses the car"),
-    ("plays football", "puts on the boots", "runs after the ball", "scores a goal"),
-    ("buys bread", "walks to the baker", "asks for a loaf", "pays and goes home"),
-)
+_ACTIVITIES = {
+    "rinses plates": ("takes the soap", "lifts a dirty cup", "picks up the sponge", "runs the hot tap"),
+    "waters the tree": ("digs a hole", "holds the roots", "takes the shovel", "walks into the garden"),
+    "eats the cake": ("mixes the flour", "opens the oven", "adds the sugar", "waits for the dough"),
+    "pulls out a fish": ("sits by the lake", "takes the rod", "throws the line", "feels a tug"),
+}
 
 
 @_repeat
 def scripts(rng: random.Random) -> Pair:
     """HellaSwag's twin: which of four endings continues an everyday activity?"""
-    who = rng.choice(_PEOPLE)
-    right, *others = rng.sample(_SCRIPTS, 4)
-    shown = [f"{who} {right[0]}."] + [f"{who} {step}." for step in right[1 : rng.choice((2, 3))]]
-    ending = right[len(shown)]
-    wrong = [rng.choice(script[2:]) for script in others]
-    return _choice(rng, f"How does this go on? {' '.join(shown)} {who}", ending, wrong)
+    who, endings = rng.choice(_PEOPLE), list(_ACTIVITIES)
+    right = rng.choice(endings)
+    steps = rng.sample(_ACTIVITIES[right], 2)
+    return _choose(f"{who} {steps[0]} and {steps[1]}. What next?", endings, right)
 
 
+_STATES = (("on", "off"), ("open", "shut"), ("wet", "dry"), ("full", "empty"), ("hot", "cold"), ("clean", "dirty"))
 _OBJECTS = ("box", "cup", "hat", "door", "lamp", "car", "bag", "chair", "boat", "house")
 
 
 @_repeat
-def colours(rng: random.Random) -> Pair:
-    """BoolQ's twin: a passage of facts and a yes-no question on one of them."""
-    things = rng.sample(_OBJECTS, rng.randint(2, 4))
-    colour = {thing: rng.choice(_COLOURS) for thing in things}
-    asked = rng.choice(things)
-    true = rng.random() < 0.5
-    said = colour[asked] if true else rng.choice([one for one in _COLOURS if one != colour[asked]])
-    passage = " ".join(f"The {thing} is {colour[thing]}." for thing in things)
-    return f"Passage: {passage}\nQuestion: is the {asked} {said}?\nAnswer: ", "yes" if true else "no"
+def states(rng: random.Random) -> Pair:
+    """BoolQ's twin: a passage that tells a thing's state, and a yes-no question on it."""
+    thing, pair = rng.choice(_OBJECTS), rng.choice(_STATES)
+    told, asked = rng.choice(pair), rng.choice(pair)
+    passage = f"{rng.choice(_PEOPLE)} sees that the {thing} is {told}."
+    return f"Passage: {passage}\nQuestion: is the {thing} {asked}?\nAnswer:", "yes" if told == asked else "no"
 
 
 _FILLER = (
-    "The sky was grey in the morning.",
-    "Many people came to watch.",
-    "The music played for a while.",
-    "It rained a little at noon.",
-    "The children sang an old song.",
-    "A dog ran across the field.",
-    "The band walked around the lake.",
-    "Later the sun came out.",
-    "Some guests went home early.",
-    "The mayor gave a short speech.",
-    "There was soup and bread for all.",
-    "The bells rang at four.",
+    "The sky was grey.",
+    "It rained a little.",
+    "The music played.",
+    "The bells rang.",
+    "A dog ran by.",
+    "The sun came out.",
+    "The children sang.",
+    "There was soup.",
+    "The band walked on.",
+    "It was a long day.",
 )
+
+
+def _passage(rng: random.Random, facts: list[str]) -> str:
+    """Facts first, then sentences that have nothing to do with them: what is asked late was told early."""
+    return "Passage: " + " ".join(facts + rng.sample(_FILLER, rng.randint(1, 4)))
+
+
+@_repeat
+def owners(rng: random.Random) -> Pair:
+    """HotpotQA's twin: who had it? Told early, asked late; in every fourth passage there are two owners."""
+    people, things = rng.sample(_PEOPLE, 2), rng.sample(_OBJECTS, 2)
+    told = 2 if rng.random() < 0.25 else 1
+    asked = rng.randrange(told)
+    facts = [f"{who} had the {thing}." for who, thing in zip(people[:told], things, strict=False)]
+    return f"{_passage(rng, facts)}\nQuestion: Who had the {things[asked]}?\nAnswer:", people[asked]
 
 
 @_repeat
 def scores(rng: random.Random) -> Pair:
-    """DROP's twin: numbers told early, then other sentences, then a question on one number or on two."""
-    people = rng.sample(_PEOPLE, rng.randint(2, 4))
-    points = dict(zip(people, rng.sample(range(1, 10), len(people)), strict=True))
-    told = [f"{who} scored {points[who]} points." for who in people]
-    passage = " ".join(told + rng.sample(_FILLER, rng.randint(2, 6)))
-    asked = rng.choice(people)
-    form = rng.random()
-    if form < 0.6:
-        question, answer = f"How many points did {asked} score?", str(points[asked])
-    elif form < 0.9:
-        question, answer = f"Who scored {points[asked]} points?", asked
-    else:
-        question, answer = "Who scored the most points?", max(people, key=points.__getitem__)
-    return f"Passage: {passage}\nQuestion: {question}\nAnswer: ", answer
+    """DROP's twin: how many points? Told early, asked late; in every fourth passage two people scored."""
+    people, points = rng.sample(_PEOPLE, 2), rng.sample(range(1, 10), 2)
+    told = 2 if rng.random() < 0.25 else 1
+    asked = rng.randrange(told)
+    facts = [f"{who} scored {score} points." for who, score in zip(people[:told], points, strict=False)]
+    return f"{_passage(rng, facts)}\nQuestion: How many points did {people[asked]} score?\nAnswer:", str(points[asked])
 
 
 TWINS = {
     "codexglue": docstrings,
     "arc_easy": science,
-    "piqa": tools,
-    "hellaswag": scripts,
-    "boolq": colours,
+    "hotpotqa": owners,
     "drop": scores,
+    "piqa": physics,
+    "hellaswag": scripts,
+    "boolq": states,
 }

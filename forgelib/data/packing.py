@@ -23,7 +23,7 @@ def encode_examples(
     """
     encode = tokenizer.backend_tokenizer.encode_batch_fast
     prompts = encode([example.prompt for example in examples], add_special_tokens=False)
-    answers = encode([example.answer for example in examples], add_special_tokens=False)
+    answers = encode([example.continuation for example in examples], add_special_tokens=False)
     return [(prompt.ids, answer.ids) for prompt, answer in zip(prompts, answers, strict=True)]
 
 

@@ -256,16 +256,9 @@ def prepare(config: DataConfig) -> DataBundle:
             f"{mix}, stage {stage}: {note}"
             for mix, shares in _mixes().items()
             for stage in pools
-            if (note := _mix_note(shares, set(pools[stage])))
+            if (note := stage_weights(shares, set(pools[stage]))[1])
         ),
     )
-
-
-def _mix_note(shares: dict[str, float], present: set[str]) -> str:
-    """What `stage_weights` has to say; a mix with nothing to read in a stage is refused only by who asks for it."""
-    if not any(shares.get(name, 0) > 0 for name in present):
-        return f"nothing to read, the stage has {', '.join(sorted(present))} only"
-    return stage_weights(shares, present)[1]
 
 
 def _documents(tokenizer: "PreTrainedTokenizerFast", examples: list[Example]) -> list[list[int]]:

@@ -19,7 +19,7 @@ _PART_OF = {0: "heldout", 1: "heldout", 2: "test", 3: "test"}
 _BUCKETS = 20
 #: Problems asked of reasoning-gym at once, and how many pairs in a row may bring nothing new before a generator counts
 #: as exhausted.
-_CHUNK, _PATIENCE = 1000, 10_000
+_CHUNK, _PATIENCE = 1000, 3000
 
 
 def part_of(prompt: str) -> str:
@@ -28,16 +28,20 @@ def part_of(prompt: str) -> str:
 
 
 def draw(generator: Generator, name: str, part: str, n: int, seed: int) -> list[Pair]:
-    """`n` distinct (prompt, answer) pairs of one part; fewer when the generator has no more of them."""
-    pairs: dict[str, str] = {}
+    """`n` (prompt, answer) pairs of one part. Training pairs may repeat; held-out and test prompts are distinct, and
+    fewer where the generator has no more of them."""
+    pairs: list[Pair] = []
+    known: set[str] = set()
     barren = 0
     for prompt, answer in _endless(generator, f"{seed}/{name}/{part}"):
         barren += 1
-        if prompt not in pairs and part_of(prompt) == part:
-            pairs[prompt], barren = answer, 0
+        if part_of(prompt) == part and (part == "train" or prompt not in known):
+            pairs.append((prompt, answer))
+            known.add(prompt)
+            barren = 0
         if len(pairs) >= n or barren > _PATIENCE:
             break
-    return list(pairs.items())
+    return pairs
 
 
 def _endless(generator: Generator, name: str) -> Iterator[Pair]:
@@ -55,97 +59,105 @@ def _problems(dataset: str, seed: int, **config) -> Iterator[dict]:
 
 
 def _ask(question: str) -> str:
-    return f"Question: {question}\nAnswer: "
+    return f"Question: {question}\nAnswer:"
+
+
+_ANIMALS = ("ant", "bee", "chicken", "cow", "crab", "dog", "duck", "spider")
+_LEG_QUESTIONS = ("{who} has {}. How many legs?", "{who} sees {}. How many legs?", "{who} counts the legs of {}.")
+_WOMEN, _MEN = ["Ana", "Eva", "Kim", "Lea", "Mia", "Zoe"], ["Ben", "Dan", "Ian", "Leo", "Max", "Tom"]
+_PEOPLE = (*_WOMEN, *_MEN)
 
 
 def leg_counting(seed: int) -> Iterator[Pair]:
-    """GSM8K's twin: legs of one or two kinds of animals, one or two of each."""
-    for problem in _problems("leg_counting", seed, min_animals=1, max_animals=2, min_instances=1, max_instances=2):
-        animals = problem["question"].strip().rpartition("if you have ")[2]
-        yield _ask(f"How many legs do {animals.rstrip('?').replace(', ', ' and ')} have?"), problem["answer"]
+    """GSM8K's twin: the legs of one or two of a well-known animal."""
+    rng = random.Random(seed)
+    for problem in _problems("leg_counting", seed, min_animals=1, max_animals=1, min_instances=1, max_instances=2):
+        ((animal, number),) = problem["metadata"]["animals"].items()
+        if animal in _ANIMALS:
+            question = rng.choice(_LEG_QUESTIONS)
+            yield (
+                _ask(question.format(f"{number} {animal}{'s' * (number > 1)}", who=rng.choice(_PEOPLE))),
+                problem["answer"],
+            )
 
 
 def siblings(seed: int) -> Iterator[Pair]:
     """SVAMP's twin: sisters and brothers in one family (the "Alice in Wonderland" problem)."""
     from reasoning_gym.logic.aiw import TaskType
 
-    for problem in _problems("aiw", seed, task_types=[TaskType.SIBLINGS], task_type_weights=[1.0]):
+    for problem in _problems(
+        "aiw",
+        seed,
+        task_types=[TaskType.SIBLINGS],
+        task_type_weights=[1.0],
+        max_entities=5,
+        male_names=_MEN,
+        female_names=[*_WOMEN, "Alice"],
+    ):
         yield _ask(problem["question"]), problem["answer"]
 
 
 _STORIES = {
-    "+": (
-        "{who} has {a} {things} and gets {b} more. How many {things} are there now?",
-        "{a} {things} and {b} {things} lie on the table. How many are there?",
-    ),
-    "-": (
-        "{who} has {a} {things} and gives away {b}. How many {things} are left?",
-        "{b} of {a} {things} are gone. How many {things} are left?",
-    ),
+    "+": ("{who} has {a} and gets {b}. How many now?", "{who} takes {a} and then {b}. How many now?"),
+    "-": ("{who} has {a} and loses {b}. How many now?", "{who} takes {a} and gives {b}. How many now?"),
 }
-_THINGS = ("apples", "books", "coins", "eggs", "pens", "cups", "stones", "cards")
-_PEOPLE = ("Ana", "Ben", "Eva", "Leo", "Mia", "Sam", "Tom", "Zoe")
 
 
-def one_digit_sums(seed: int) -> Iterator[Pair]:
-    """ASDiv's twin: one-digit sums and differences told as a story."""
+def small_sums(seed: int) -> Iterator[Pair]:
+    """ASDiv's twin: sums and differences of numbers up to four, told as a story."""
     rng = random.Random(seed)
     for problem in _problems("chain_sum", seed, min_terms=2, max_terms=2, min_digits=1, max_digits=1):
         a, sign, b = problem["metadata"]["expression"].split()
-        story = rng.choice(_STORIES[sign]).format(who=rng.choice(_PEOPLE), things=rng.choice(_THINGS), a=a, b=b)
-        if not problem["answer"].startswith("-"):
-            yield _ask(story), problem["answer"]
+        if 1 <= int(a) <= 4 and 1 <= int(b) <= 4 and int(problem["answer"]) >= 0:
+            yield _ask(rng.choice(_STORIES[sign]).format(who=rng.choice(_PEOPLE), a=a, b=b)), problem["answer"]
 
 
-def sorting(seed: int) -> Iterator[Pair]:
-    """MBPP's twin: the value of a call of `sorted` on one-digit numbers."""
-    for problem in _problems(
-        "number_sorting", seed, min_numbers=2, max_numbers=3, min_decimals=0, max_decimals=0, min_value=0, max_value=9
-    ):
+def list_calls(seed: int) -> Iterator[Pair]:
+    """MBPP's twin: the value of a Python expression on a short list of one-digit numbers."""
+    rng = random.Random(seed)
+    config = {"min_numbers": 1, "max_numbers": 3, "min_decimals": 0, "max_decimals": 0, "min_value": 0, "max_value": 9}
+    for problem in _problems("number_sorting", seed, **config):
         facts = problem["metadata"]
-        given, result = (
-            ", ".join(str(int(float(one))) for one in facts[key]) for key in ("original_numbers", "sorted_numbers")
+        given = [int(float(one)) for one in facts["original_numbers"]]
+        extreme = "min" if facts["direction"] == "ascending" else "max"
+        call, value = rng.choice(
+            ((f"len({given})", len(given)), (f"{given}[0]", given[0]), (f"{extreme}({given[:2]})", None))
         )
-        order = ", reverse=True" if facts["direction"] == "descending" else ""
-        yield _ask(f"What does sorted([{given}]{order}) return?"), f"[{result}]"
+        if value is None:
+            value = min(given[:2]) if extreme == "min" else max(given[:2])
+        yield _ask(f"What is {call}?"), str(value)
 
 
 def syllogisms(seed: int) -> Iterator[Pair]:
     """StrategyQA's twin: does a conclusion follow from two premises?"""
-    for problem in _problems("syllogism", seed, invalid_ratio=0.5):
+    config = {"allow_some": False, "allow_some_not": False, "inversion_probability": 0.0, "invalid_ratio": 0.5}
+    for problem in _problems("syllogism", seed, **config):
         facts = problem["metadata"]
-        premises = [facts[key] for key in ("premise1", "premise2") if facts.get(key)] or [facts["selected_premise"]]
-        yield _ask(f"{'. '.join(premises)}. Does it follow that {facts['conclusion']}?"), problem["answer"].lower()
+        premises = f"{facts['premise1']}. {facts['premise2']}"
+        yield _ask(f"{premises}. Does it follow that {facts['conclusion']}?"), problem["answer"].lower()
+
+
+_RELATIONS = ("mother", "father", "wife", "husband")
 
 
 def family(seed: int) -> Iterator[Pair]:
     """ARC-Challenge's twin: a relation in a small family, four lettered choices."""
-    rng = random.Random(seed)
-    relations = ("mother", "father", "wife", "husband", "son", "daughter", "mother-in-law", "father-in-law")
-    for problem in _problems("family_relationships", seed, min_family_size=3, max_family_size=4):
+    choices = "\n".join(f"{letter}. {relation}" for letter, relation in zip("ABCD", _RELATIONS, strict=True))
+    for problem in _problems(
+        "family_relationships", seed, min_family_size=3, max_family_size=3, male_names=_MEN, female_names=_WOMEN
+    ):
         facts = problem["metadata"]
-        story = problem["question"].partition("\n\n")[0]
-        others = [one for one in relations if one != facts["relationship"]]
-        options = [*rng.sample(others, 3), facts["relationship"]]
-        rng.shuffle(options)
-        choices = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True))
-        question = f"{story} What is {facts['person1']} to {facts['person2']}?"
-        yield f"Question: {question}\n{choices}\nAnswer: ", "ABCD"[options.index(facts["relationship"])]
-
-
-def needle(seed: int) -> Iterator[Pair]:
-    """HotpotQA's twin: one of several statements is asked for after the others have passed."""
-    for problem in _problems("needle_haystack", seed, min_num_statements=4, max_num_statements=8):
-        passage, _, question = problem["question"].strip().rpartition("\n")
-        yield f"Passage: {passage.strip()}\n{_ask(question.partition('?')[0] + '?')}", problem["answer"]
+        if facts["relationship"] in _RELATIONS:
+            story = problem["question"].partition("\n\n")[0]
+            question = f"{story} What is {facts['person1']} to {facts['person2']}?"
+            yield f"Question: {question}\n{choices}\nAnswer:", "ABCD"[_RELATIONS.index(facts["relationship"])]
 
 
 TWINS: dict[str, Generator] = {
     "gsm8k": leg_counting,
     "svamp": siblings,
-    "asdiv": one_digit_sums,
-    "mbpp": sorting,
+    "asdiv": small_sums,
+    "mbpp": list_calls,
     "arc_challenge": family,
-    "hotpotqa": needle,
     "strategyqa": syllogisms,
 }

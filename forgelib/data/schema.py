@@ -20,10 +20,9 @@ class RowError(DataError):
 
 @dataclass(frozen=True)
 class Example:
-    """One training or test item. Its text is `prompt + answer`; a plain language row has an empty answer.
-
-    `source` is where the row came from: "mirror", "hub" or "procedural". `reasoning` holds a worked solution where the
-    dataset has one; it is no part of the text.
+    """One training or test item: a prompt that ends with "Answer:", and its answer. A plain language row has an empty
+    answer. `source` is where the row came from: "mirror", "hub" or "procedural". `reasoning` holds a worked solution
+    where the dataset has one; it is no part of the text.
     """
 
     prompt: str
@@ -34,8 +33,13 @@ class Example:
     reasoning: str = ""
 
     @property
+    def continuation(self) -> str:
+        """The answer as it follows the prompt: with the blank that a tokenizer takes as part of the next word."""
+        return f" {self.answer}" if self.answer else ""
+
+    @property
     def text(self) -> str:
-        return self.prompt + self.answer
+        return self.prompt + self.continuation
 
 
 #: `fields`: path -> type; a list type means a list of that type.
@@ -45,9 +49,13 @@ Row = dict
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """`folders`: names under which a local mirror may keep it, first match wins. `splits`: those of the hub with
-    labels to learn from.
-    `streamed`: too large to download whole, so the hub's rows are streamed."""
+    """Where a dataset lives and how its rows become examples.
+
+    splits: those of the hub that carry answers. convert: row -> (prompt, answer, reasoning). folders: names under which
+    a local mirror may keep it, first match wins. streamed: too large to download whole, the hub's rows are streamed.
+    optional: with source "real" it may be absent (no rows) instead of stopping the run.
+    starts_document: where a row is one line, a pattern of the line that opens a document; its lines are joined.
+    """
 
     name: str
     category: str
@@ -59,6 +67,8 @@ class DatasetSpec:
     convert: Callable[[Row], tuple[str, str, str]]
     folders: tuple[str, ...]
     streamed: bool = False
+    optional: bool = False
+    starts_document: str = ""
 
     def to_example(self, row: Row, source: str) -> Example:
         """The row as an Example. Raises RowError naming the field."""

@@ -10,11 +10,12 @@ import itertools
 import json
 import os
 import random
+import re
 import socket
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import getproxies
@@ -75,8 +76,12 @@ def split_plan(part: str, available: Iterable[str]) -> tuple[str, str]:
 
 
 def is_cut(prompt: str) -> bool:
-    """Whether a prompt belongs to the one row in ten that is held out; the same on every machine."""
-    return hashlib.sha256(prompt.encode()).digest()[0] % HELDOUT_ONE_IN == 0
+    """Whether a prompt belongs to the one row in ten that is held out; the same on every machine.
+
+    Questions on one passage stay together: what decides is the text before the question, where there is any.
+    """
+    context = prompt.rpartition("\nQuestion: ")[0] or prompt
+    return hashlib.sha256(context.encode()).digest()[0] % HELDOUT_ONE_IN == 0
 
 
 def load_rows(
@@ -107,9 +112,12 @@ def load_rows(
             return (hub or Hub()).rows(spec, part, limit, "; ".join(passed))
         except HubError as error:
             passed.append(str(error))
+        if source == "real" and spec.optional:
+            return Rows([], spec.name, part, "absent", "nowhere", part, f"optional; {'; '.join(passed)}")
         if source == "real":
             raise DataError(
-                f"no real rows of {spec.name}. Looked in two places: " + "; ".join(passed) + ". Or set data to 'auto'."
+                f"no real rows of {spec.name}. Looked in two places: {'; '.join(passed)}. "
+                "Put them in one of the two, or allow the procedural twin with source 'auto'."
             )
     examples = twin(part, limit or 1000, seed)
     return Rows(examples, spec.name, part, "procedural", f"twin of {spec.name}, seed {seed}", part, "; ".join(passed))
@@ -135,7 +143,8 @@ def read_mirror(spec: DatasetSpec, folder: Path, part: str, limit: int | None, s
     except DataError as error:
         raise DataError(f"{folder}: {error}. Expected files named <split>.jsonl.gz.") from None
     path = folder / f"{split}.jsonl.gz"
-    examples = [example for example in read_file(spec, path) if _wanted(example, which)]
+    rows = _documents(read_file(spec, path), spec.starts_document)
+    examples = [example for example in rows if _wanted(example, which)]
     order = random.Random(f"{seed}/{spec.name}/{part}").sample(range(len(examples)), len(examples))
     chosen = [examples[index] for index in order[:limit]]
     return Rows(chosen, spec.name, part, "mirror", f"{folder.name}/{path.name}", _split_name(split, which))
@@ -147,13 +156,11 @@ def read_file(spec: DatasetSpec, path: Path) -> Iterator[Example]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):  # noqa: B007
-                example = spec.to_example(json.loads(line), "mirror")
-                if example.text.strip():
-                    yield example
+                yield spec.to_example(json.loads(line), "mirror")
     except RowError as error:
         raise DataError(
             f"{path}, line {number}: field '{error.field}' {error.problem}. "
-            f"The rows must have the fields of {spec.hf_id} on the Hugging Face hub."
+            f"Rows must be as in {spec.hf_id} on the Hugging Face hub: copy the file anew."
         ) from error
     except json.JSONDecodeError as error:
         raise DataError(
@@ -170,12 +177,28 @@ def read_file(spec: DatasetSpec, path: Path) -> Iterator[Example]:
         ) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"{path}, after line {number}: not a sound gzip file ({error}). Compress the .jsonl file with gzip."
+            f"{path}, after line {number}: not a sound gzip file ({error}). Compress the file with gzip."
         ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     if number == 0:
         raise DataError(f"{path} holds no rows. Copy it anew or remove it.")
+
+
+def _documents(examples: Iterator[Example], starts: str) -> Iterator[Example]:
+    """The examples that have text; where rows are lines, a document's lines joined (`starts` matches its first)."""
+    if not starts:
+        yield from (example for example in examples if example.text.strip())
+        return
+    lines: list[str] = []
+    example = None
+    for example in examples:
+        if re.match(starts, example.prompt) and any(line.strip() for line in lines):
+            yield replace(example, prompt="".join(lines))
+            lines = []
+        lines.append(example.prompt)
+    if example is not None and any(line.strip() for line in lines):
+        yield replace(example, prompt="".join(lines))
 
 
 def _wanted(example: Example, which: str) -> bool:
@@ -200,21 +223,23 @@ class Hub:
     def rows(self, spec: DatasetSpec, part: str, limit: int | None, passed_over: str = "") -> Rows:
         """The first `limit` rows of `part`. Raises HubError when they cannot be had, DataError when a row is not as it
         should be."""
-        split, which = split_plan(part, spec.splits)
-        examples = []
+        try:
+            split, which = split_plan(part, spec.splits)
+        except DataError as error:
+            raise DataError(f"{spec.hf_id}: {error}") from None
+        rows = _documents(self._examples(spec, split), spec.starts_document)
+        examples = list(itertools.islice((one for one in rows if _wanted(one, which)), limit))
+        origin = spec.hf_id + (f" ({spec.config})" if spec.config else "")
+        return Rows(examples, spec.name, part, "hub", origin, _split_name(split, which), passed_over)
+
+    def _examples(self, spec: DatasetSpec, split: str) -> Iterator[Example]:
         for index, row in enumerate(self._open(spec, split)):
             try:
-                example = spec.to_example(row, "hub")
+                yield spec.to_example(row, "hub")
             except RowError as error:
                 raise DataError(
                     f"{spec.hf_id}, split {split}, row {index}: field '{error.field}' {error.problem}."
                 ) from error
-            if example.text.strip() and _wanted(example, which):
-                examples.append(example)
-            if len(examples) == limit:
-                break
-        origin = spec.hf_id + (f" ({spec.config})" if spec.config else "")
-        return Rows(examples, spec.name, part, "hub", origin, _split_name(split, which), passed_over)
 
     def _open(self, spec: DatasetSpec, split: str) -> Iterable[dict]:
         if self.unreachable is None:

@@ -1,5 +1,6 @@
 """A tokenizer: GPT-2's when it is at hand and wanted, else a byte-level BPE trained on the rows."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
+#: The fixed words of every prompt are one token each, so that short rows are not mostly frame.
+FRAME = ("Passage:", "Question:", "\nQuestion:", "\nAnswer:", "\nA.", "\nB.", "\nC.", "\nD.")
+_FRAME_PATTERN = re.compile("|".join(map(re.escape, FRAME)))
 #: Characters of text that the BPE is trained on; the merges of a small vocabulary do not change beyond this.
 TRAINING_CHARACTERS = 2_000_000
 
@@ -49,13 +53,14 @@ def load_or_train_tokenizer(
 def train_bpe(texts: Iterable[str], vocab_size: int) -> tuple["PreTrainedTokenizerFast", str]:
     """Byte-level BPE [Sennrich et al. 2016; GPT-2's bytes] with single digits as tokens, so that a number is written
     digit by digit."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    smallest = 256 + 1
+    smallest = 256 + 1 + len(FRAME)
     if vocab_size < smallest:
         raise DataError(
-            f"vocab_size is {vocab_size}; a byte-level vocabulary needs at least {smallest} (256 bytes and end of text)"
+            f"vocab_size is {vocab_size}; a byte-level vocabulary needs at least {smallest} "
+            "(256 bytes, end of text, the frame)"
         )
     sample = _sample(list(texts))
     core = Tokenizer(models.BPE())
@@ -64,12 +69,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tuple["PreTrainedTokeniz
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(FRAME),
         special_tokens=[END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    core.train_from_iterator(sample, trainer)
+    core.train_from_iterator((part for text in sample for part in _FRAME_PATTERN.split(text)), trainer)
+    core.add_tokens([AddedToken(word, normalized=False) for word in FRAME])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, pad_token=END_OF_TEXT
     )
