@@ -83,8 +83,10 @@ class Tracker:
         import wandb
 
         artifact = wandb.Artifact(name, type=kind)
-        artifact.add_dir(str(path))
-        self._start_wandb().log_artifact(artifact)
+        with self._files_in_run_dir():
+            for file in (p for p in sorted(Path(path).rglob("*")) if p.is_file()):
+                artifact.add_file(str(file), name=file.relative_to(path).as_posix())  # add_dir would print
+            self._start_wandb().log_artifact(artifact)
 
     def finish(self) -> None:
         """Close the W&B run, if one was started."""
@@ -99,18 +101,31 @@ class Tracker:
             known = self.run_dir / "wandb_id"
             run_id = known.read_text().strip() if known.is_file() else secrets.token_hex(4)
             known.write_text(run_id)
-            self._wandb = wandb.init(
-                project=self.project,
-                name=self.run_name,
-                id=run_id,
-                config=self.config,
-                mode=self.wandb_mode,
-                job_type=self.job_type,
-                dir=str(self.run_dir),
-                resume="allow",
-                settings=wandb.Settings(silent=True, console="off", save_code=False, x_disable_stats=True),
-            )
+            with self._files_in_run_dir():
+                self._wandb = wandb.init(
+                    project=self.project,
+                    name=self.run_name,
+                    id=run_id,
+                    config=self.config,
+                    mode=self.wandb_mode,
+                    job_type=self.job_type,
+                    dir=str(self.run_dir),
+                    resume="allow",
+                    settings=wandb.Settings(silent=True, console="off", save_code=False, x_disable_stats=True),
+                )
         return self._wandb
+
+    @contextlib.contextmanager
+    def _files_in_run_dir(self) -> Iterator[None]:
+        """W&B keeps copies of models and logs in the home folder unless these variables say otherwise."""
+        chosen = {name: str(self.run_dir / "wandb") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")}
+        before = {name: os.environ.get(name) for name in chosen}
+        os.environ.update({name: before[name] or folder for name, folder in chosen.items()})
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
     def _lines(self) -> list[str]:
         return self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.is_file() else []

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -86,13 +87,25 @@ def test_disabled_means_that_wandb_is_not_even_imported(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_offline_mirror_lies_in_the_run_folder_and_is_continued(tmp_path):
-    """The journal is the same with the mirror as without; a second opening goes on with the same W&B run."""
+def test_the_offline_mirror_lies_in_the_run_folder_and_is_continued(tmp_path, monkeypatch, capfd):
+    """The journal is the same with the mirror as without; a second opening goes on with the same W&B run.
+
+    Nothing is printed, and nothing is left in the home folder.
+    """
+    home, model = tmp_path / "home", tmp_path / "model"
+    for folder in (home, model):
+        folder.mkdir()
+    (model / "config.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(home))
+    before = dict(os.environ)
     for first in (0, 2):
         journal = tracker(tmp_path, wandb_mode="offline", config={"lr": 0.1})
         for step in (first, first + 1):
             journal.log({"step": step, "loss": 1.0})
+        journal.save_artifact(model, "cognate-trunk", "model")
         journal.finish()
+    assert "".join(capfd.readouterr()) == "" and list(home.rglob("*")) == []
+    assert {name for name in os.environ if os.environ[name] != before.get(name)} <= {"WANDB_SERVICE"}
     assert [r["step"] for r in journal.records()] == [0, 1, 2, 3]
     run_id = (tmp_path / "wandb_id").read_text()
     mirrors = sorted((tmp_path / "wandb").glob("offline-run-*"))
