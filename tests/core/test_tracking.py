@@ -71,6 +71,37 @@ def test_rewinding_drops_what_will_be_run_again(tmp_path):
     assert journal.records() == []
 
 
+def test_followed_a_procedure_that_goes_on_writes_each_step_once(tmp_path):
+    def procedure(start: int, end: int):
+        for step in range(start, end):
+            yield {"step": step, "from": start}
+
+    journal = tracker(tmp_path)
+    assert list(journal.follow(procedure(0, 5))) == list(procedure(0, 5))
+    list(journal.follow(procedure(3, 7)))
+    assert [(r["step"], r["from"]) for r in journal.records()] == [(i, 0) for i in range(3)] + [
+        (i, 3) for i in range(3, 7)
+    ]
+    list(journal.follow(procedure(7, 7)))
+    assert len(journal.records()) == 7, "a finished procedure gives nothing and takes nothing away"
+
+
+def test_leaving_early_closes_the_procedure(tmp_path):
+    closed = []
+
+    def procedure():
+        try:
+            for step in range(9):
+                yield {"step": step}
+        finally:
+            closed.append(step)
+
+    followed = tracker(tmp_path).follow(procedure())
+    assert [next(followed)["step"] for _ in range(3)] == [0, 1, 2]
+    followed.close()
+    assert closed == [2]
+
+
 def test_an_unknown_mode_is_refused(tmp_path):
     with pytest.raises(ValueError, match="wandb_mode"):
         tracker(tmp_path, wandb_mode="cloud")
