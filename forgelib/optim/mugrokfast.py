@@ -1,123 +1,131 @@
 """MuonGrokfast: Grokfast gradient filter -> Muon for hidden matrices, AdamW for the rest -> QK-Clip."""
 
+import copy
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
+from .adamw import adamw_update, fresh_moments
 from .config import MuGrokConfig
 from .grokfast import amplify
 from .newton_schulz import orthogonalize
-from .qk_clip import clip, clipping_modules
+from .qk_clip import clip_heads, clippable_modules
+from .split import split_parameters
+from .tiles import row_blocks, tiles
 
 
 class MuonGrokfast(torch.optim.Optimizer):
-    """One optimizer for the whole model.
+    """One optimizer for a whole model, a `torch.optim.Optimizer` that takes the model and a MuGrokConfig.
 
-    Muon takes every parameter with two dimensions, both larger than 1, that is no embedding and no output head;
-    AdamW takes the rest. Weight decay is decoupled and spares norms, biases and other one-dimensional parameters.
-    `param_groups` are named "muon", "adamw" and "adamw_no_decay"; schedulers may scale their "lr".
+        g' = g + lambda h                                             Grokfast-EMA, every parameter
+        b <- m b + (1 - m) g',   u = (1 - m) g' + m b                 Muon: Nesterov momentum, as torch.optim.Muon
+        W <- (1 - lr wd) W - lr sqrt(max(1, outputs / inputs)) O(u)   O: the orthogonal factor by Newton-Schulz
+        AdamW on g' for what `split_parameters` does not give to Muon
+        QK-Clip on the attention modules that report `max_logits`
 
-    `last_clip` holds the heads that QK-Clip scaled in the last step, by module name. A gradient with NaN is not
-    repaired here: check the loss before the step.
+    `param_groups` are named "muon", "adamw" and "adamw_no_decay" (norms, biases and other vectors); an empty one is
+    left out. Schedulers scale their "lr". `last_clip` holds the heads that the last step clipped, by module name.
+
+    Gradients are read, never changed. NaN or infinity in a gradient passes into weights and averages: nothing is
+    repaired or skipped here, so look at loss and gradient norm before the step (forgelib.core.health).
+    Raises ValueError for a model it cannot train, naming the parameter or module (`split_parameters`, `qk_clip`).
     """
 
     def __init__(self, model: nn.Module, config: MuGrokConfig):
         self.config = config
+        split = split_parameters(model)
+        adamw_lr = config.muon_lr if config.adamw_lr is None else config.adamw_lr
         groups = [
-            {"name": name, "params": params, "lr": lr, "weight_decay": decay}
-            for name, params, lr, decay in _grouped(model, config)
-            if params
+            {"name": "muon", "params": split.muon, "lr": config.muon_lr, "weight_decay": config.weight_decay},
+            {"name": "adamw", "params": split.decayed, "lr": adamw_lr, "weight_decay": config.weight_decay},
+            {"name": "adamw_no_decay", "params": split.spared, "lr": adamw_lr, "weight_decay": 0.0},
         ]
-        if not groups:
-            raise ValueError("the model has no parameter that requires a gradient")
-        super().__init__(groups, {})
-        self._attention = clipping_modules(model)
+        super().__init__([{**group, "fused": True} for group in groups if group["params"]], {})
+        self._transposed = split.transposed
+        self._attention = {} if config.qk_clip_threshold is None else clippable_modules(model)
         self.last_clip: dict[str, list[int]] = {}
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
-        """One update from the gradients that are there; parameters without a gradient are left alone."""
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Update every parameter that has a gradient. Returns the closure's loss, or None without a closure."""
+        loss = None
         if closure is not None:
-            raise ValueError("MuonGrokfast takes no closure: compute the loss before the step")
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                gradients = self._amplified(params)
-                update = self._muon if group["name"] == "muon" else self._adamw
-                update(group, params, gradients)
-        self.last_clip = clip(self._attention, self.config.qk_clip_threshold)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            (self._muon if group["name"] == "muon" else self._adamw)(group, parameters)
+        if self._attention:
+            self.last_clip = clip_heads(self._attention, self.config.qk_clip_threshold)
+        return loss
 
-    def _amplified(self, params: list[Tensor]) -> list[Tensor]:
-        gradients = [p.grad for p in params]
-        if self.config.grokfast_lambda == 0:
-            return gradients
-        for p in params:
-            if "slow" not in self.state[p]:
-                self.state[p]["slow"] = p.grad.clone()
-        slow = [self.state[p]["slow"] for p in params]
-        return amplify(gradients, slow, self.config.grokfast_alpha, self.config.grokfast_lambda)
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take up a saved state; the given tensors are copied, because steps change the optimizer's own in place."""
+        super().load_state_dict(copy.deepcopy(state_dict))
 
-    def _muon(self, group: dict, params: list[Tensor], gradients: list[Tensor]) -> None:
-        """Nesterov momentum, orthogonal factor, scaled by sqrt(max(1, rows / columns)) as in the original Muon."""
-        for p in params:
+    def _muon(self, group: dict, parameters: list[Tensor]) -> None:
+        stacks = defaultdict(list)
+        for p in parameters:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        momenta, beta = [self.state[p]["momentum"] for p in params], self.config.muon_momentum
+            stacks[p.shape, p.dtype, id(p) in self._transposed].append(p)
+        for (shape, _, transposed), stack in stacks.items():
+            outputs, inputs = reversed(shape) if transposed else shape
+            rate = group["lr"] * max(1.0, outputs / inputs) ** 0.5
+            for tile in tiles(stack):
+                self._muon_tile(group, [stack[i] for i in tile], rate)
+
+    def _muon_tile(self, group: dict, parameters: list[Tensor], rate: float) -> None:
+        """Matrices of one shape, few enough that every pass finds them in the cache."""
+        beta = self.config.muon_momentum
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        gradients = self._filtered([p.grad for p in parameters], [self._slow(p) for p in parameters])
         torch._foreach_lerp_(momenta, gradients, 1 - beta)
-        updates = torch._foreach_lerp(gradients, momenta, beta)
+        directions = orthogonalize(torch.stack(torch._foreach_lerp(gradients, momenta, beta)))
         if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        stacks = defaultdict(list)
-        for p, update in zip(params, updates, strict=True):
-            stacks[p.shape].append((p, update))
-        for (rows, columns), members in stacks.items():
-            directions = orthogonalize(torch.stack([update for _, update in members]))
-            scale = group["lr"] * max(1.0, rows / columns) ** 0.5
-            torch._foreach_add_([p for p, _ in members], list(directions.unbind()), alpha=-scale)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, list(directions.unbind()), alpha=-rate)
 
-    def _adamw(self, group: dict, params: list[Tensor], gradients: list[Tensor]) -> None:
-        for p in params:
+    def _adamw(self, group: dict, parameters: list[Tensor]) -> None:
+        for p in parameters:
             if "exp_avg" not in self.state[p]:
-                self.state[p]["exp_avg"] = torch.zeros_like(p)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-        states = [self.state[p] for p in params]
-        beta1, beta2 = self.config.adamw_betas
-        adamw(
-            params,
-            gradients,
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            [s["step"] for s in states],
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=self.config.adamw_eps,
-            maximize=False,
-        )
+                self.state[p].update(fresh_moments(p))
+        for tile in tiles(parameters):
+            chosen = [parameters[i] for i in tile]
+            states = [self.state[p] for p in chosen]
+            steps = [state["step"] for state in states]
+            operands = [
+                (p, p.grad, self._slow(p), state["exp_avg"], state["exp_avg_sq"])
+                for p, state in zip(chosen, states, strict=True)
+            ]
+            for blocks in row_blocks(operands):
+                weights, gradients, slow, first, second = (list(column) for column in zip(*blocks, strict=True))
+                adamw_update(
+                    weights,
+                    self._filtered(gradients, slow),
+                    first,
+                    second,
+                    steps,
+                    lr=group["lr"],
+                    betas=self.config.adamw_betas,
+                    eps=self.config.adamw_eps,
+                    weight_decay=group["weight_decay"],
+                )
+            torch._foreach_add_(steps, 1)
 
+    def _slow(self, p: Tensor) -> Tensor:
+        """Grokfast's h of a parameter. It starts at the first gradient; without a filter the gradient stands in."""
+        if self.config.grokfast_lambda == 0:
+            return p.grad
+        state = self.state[p]
+        if "slow" not in state:
+            state["slow"] = p.grad.clone()
+        return state["slow"]
 
-def _grouped(model: nn.Module, config: MuGrokConfig):
-    """(name, parameters, learning rate, weight decay) of the three groups; a shared parameter counts once."""
-    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is not None:
-        embeddings |= {id(p) for p in head.parameters()}
-    muon, decayed, spared = [], [], []
-    for p in model.parameters():
-        if not p.requires_grad:
-            continue
-        if p.dim() == 2 and min(p.shape) > 1 and id(p) not in embeddings:
-            muon.append(p)
-        else:
-            (decayed if p.dim() > 1 else spared).append(p)
-    adamw_lr = config.muon_lr if config.adamw_lr is None else config.adamw_lr
-    yield "muon", muon, config.muon_lr, config.weight_decay
-    yield "adamw", decayed, adamw_lr, config.weight_decay
-    yield "adamw_no_decay", spared, adamw_lr, 0.0
+    def _filtered(self, gradients: list[Tensor], slow: list[Tensor]) -> list[Tensor]:
+        config = self.config
+        if config.grokfast_lambda == 0:
+            return gradients
+        return amplify(gradients, slow, config.grokfast_alpha, config.grokfast_lambda)

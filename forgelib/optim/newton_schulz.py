@@ -1,48 +1,70 @@
-"""The nearest orthogonal matrix, nearly: five quintic Newton-Schulz steps (Muon, Jordan et al. 2024), batched.
+"""The orthogonal factor of a matrix, nearly: five quintic Newton-Schulz steps (Muon, Jordan et al. 2024), batched.
 
-    X <- a X + (b A + c A^2) X,  A = X X^T,  (a, b, c) = (3.4445, -4.7750, 2.0315),  X_0 = G / |G|_F
+    X_0 = G / |G|_F,    X <- P X,   P = a I + b A + c A^2,   A = X X^T,   (a, b, c) = (3.4445, -4.7750, 2.0315)
 
-Singular values end in [0.68, 1.20]. All matrices of one shape go through together as one stack.
+For G = U S V^T the result is U S' V^T. Singular values above 0.005 |G|_F end in BAND; smaller ones grow by up to
+a^5 = 485, and zero stays zero. Matrices of one shape go through together as a stack [N, rows, columns].
 """
+
+from functools import cache
 
 import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-STEPS = 5
-#: Where the singular values of a well-conditioned matrix end.
-BAND = (0.68, 1.20)
-#: From this ratio of long to short side on, iterating on the small Gram matrix costs less than on X itself.
-GRAM_RATIO = 1.5
+EPSILON = 1e-7
+#: Where singular values end, rounding of bfloat16 included; 0.68 to 1.21 in float32.
+BAND = (0.66, 1.22)
+#: Steps between two looks at X itself. Square matrices: every step.
+EVERY_STEP = (1, 1, 1, 1, 1)
+#: From GRAM_RATIO of the long to the short side on, three steps and then two are taken on the small Gram matrix alone.
+GRAM_RATIO, ON_THE_GRAM_MATRIX = 2.0, (3, 2)
 
 
-def orthogonalize(stack: Tensor) -> Tensor:
-    """The orthogonal factor of each matrix of `stack` [N, rows, columns]; a zero matrix stays zero."""
-    tall = stack.shape[-2] > stack.shape[-1]
-    x = stack.transpose(-1, -2) if tall else stack
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    wide_enough = x.shape[-1] >= GRAM_RATIO * x.shape[-2]
-    x = _on_the_gram_matrix(x) if wide_enough else _on_the_matrix(x)
-    return x.transpose(-1, -2) if tall else x
+@cache
+def working_dtype(device_type: str) -> torch.dtype:
+    """bfloat16 where matrix units make it pay (GPUs with bfloat16, CPUs with AMX), else float32.
+
+    Fixed for a machine, so that a run continues there bit for bit. On a CPU with AVX-512 but no AMX bfloat16 is
+    slower than float32.
+    """
+    if device_type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device_type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16
+    return torch.float32
 
 
-def _on_the_matrix(x: Tensor) -> Tensor:
+def orthogonalize(stack: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The orthogonal factor of each matrix in `stack` [N, rows, columns], in the stack's own type.
+
+    The products are computed in `dtype`; None means float64 for a float64 stack, else `working_dtype`. A zero matrix
+    stays zero. A matrix with NaN or infinity comes out as NaN, its neighbours in the stack unharmed.
+    """
+    if dtype is None:
+        dtype = torch.float64 if stack.dtype == torch.float64 else working_dtype(stack.device.type)
+    x = stack.to(dtype)
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(EPSILON)
+    long, short = max(x.shape[-2:]), min(x.shape[-2:])
+    return iterate(x, ON_THE_GRAM_MATRIX if long >= GRAM_RATIO * short else EVERY_STEP).to(stack.dtype)
+
+
+def iterate(x: Tensor, segments: tuple[int, ...]) -> Tensor:
+    """Newton-Schulz steps on matrices x [N, rows, columns] of Frobenius norm at most 1; tall ones use A = X^T X.
+
+    The P of consecutive steps commute, so within a segment they are gathered in Q and A moves on as P A P: X is
+    touched once to form A and once for Q X. Five steps in one segment would be cheaper still, but rounding in A
+    grows from step to step; in bfloat16 singular values then reach 13 and more. After at most three, A is made anew.
+    """
     a, b, c = COEFFICIENTS
-    for _ in range(STEPS):
-        gram = x @ x.transpose(-1, -2)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    tall = x.shape[-2] > x.shape[-1]
+    for steps in segments:
+        gram, product = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT), None
+        for step in range(steps):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=-2, dim2=-1).add_(a)
+            product = factor if product is None else torch.bmm(factor, product)
+            if step < steps - 1:
+                gram = torch.bmm(torch.bmm(factor, gram), factor)
+        x = torch.bmm(x, product) if tall else torch.bmm(product, x)
     return x
-
-
-def _on_the_gram_matrix(x: Tensor) -> Tensor:
-    """The same polynomials, gathered in Q with X_5 = Q X_0; P_k = a I + b G + c G^2 commutes with G = X X^T."""
-    a, b, c = COEFFICIENTS
-    gram = x @ x.transpose(-1, -2)
-    identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device).expand_as(gram)
-    product = identity
-    for step in range(STEPS):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
-        product = factor if step == 0 else factor @ product
-        if step < STEPS - 1:
-            gram = factor @ gram @ factor
-    return product @ x
