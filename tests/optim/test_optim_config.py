@@ -34,19 +34,21 @@ def test_single_values_of_a_preset_can_be_replaced():
         ("muon_lr", -1e-3, "above 0 and at most 1"),
         ("muon_lr", "1e-3", "above 0 and at most 1"),
         ("muon_lr", float("nan"), "above 0 and at most 1"),
+        ("muon_lr", float("inf"), "above 0 and at most 1"),
+        ("qk_clip_threshold", float("inf"), "or None for no clipping"),
         ("muon_lr", True, "above 0 and at most 1"),
         ("adamw_lr", 2.0, "above 0 and at most 1"),
-        ("grokfast_lambda", -0.1, "between 0 and 100"),
+        ("grokfast_lambda", -0.1, "from 0 to 100"),
         ("grokfast_alpha", 1.0, "at least 0 and below 1"),
         ("qk_clip_threshold", 0, "above 0"),
         ("kl_coefficient", -1, "at least 0"),
-        ("weight_decay", -0.1, "at least 0"),
+        ("weight_decay", -0.1, "from 0 to 10"),
         ("muon_momentum", 1.0, "at least 0 and below 1"),
         ("adamw_eps", 0.0, "above 0"),
-        ("adamw_betas", (0.9, 1.0), "two numbers from 0 to below 1"),
-        ("adamw_betas", (0.9,), "two numbers from 0 to below 1"),
-        ("adamw_betas", 0.9, "two numbers from 0 to below 1"),
-        ("adamw_betas", ("a", "b"), "two numbers from 0 to below 1"),
+        ("adamw_betas", (0.9, 1.0), "two numbers, each at least 0 and below 1"),
+        ("adamw_betas", (0.9,), "two numbers, each at least 0 and below 1"),
+        ("adamw_betas", 0.9, "two numbers, each at least 0 and below 1"),
+        ("adamw_betas", ("a", "b"), "two numbers, each at least 0 and below 1"),
     ],
 )
 def test_a_bad_value_is_refused_with_field_value_and_range(field, value, allowed):
@@ -59,5 +61,5 @@ def test_a_bad_value_is_refused_with_field_value_and_range(field, value, allowed
 def test_unknown_presets_and_fields_are_refused_with_what_is_allowed():
     with pytest.raises(ValueError, match="no preset 'chef': choose one of cognate, baking, rl, bitnet"):
         MuGrokConfig.preset("chef")
-    with pytest.raises(ValueError, match="no 'lr'; it has .*muon_lr"):
+    with pytest.raises(ValueError, match=r"no field 'lr'; it has .*muon_lr"):
         MuGrokConfig.preset("cognate", lr=1e-3)

@@ -9,7 +9,7 @@ from torch import nn
 
 from forgelib.models import CognateConfig, CognateForCausalLM
 from forgelib.optim import MuGrokConfig, MuonGrokfast
-from forgelib.optim.qk_clip import clip, clipping_modules
+from forgelib.optim.qk_clip import clip_heads, clippable_modules
 
 TAU = 5.0
 
@@ -38,9 +38,8 @@ def attention(heads=4, key_heads=4, bias=False, hot=(1, 3)):
     torch.manual_seed(0)
     module, x = Attention(heads, key_heads, bias).double(), torch.randn(9, 6, dtype=torch.float64)
     with torch.no_grad():
-        for projection, count in ((module.q_proj, heads), (module.k_proj, key_heads)):
-            for p in projection.parameters():
-                p.mul_(0.5)
+        for p in module.parameters():
+            p.mul_(0.5)
         for head in hot:
             rows = slice(head * module.width, (head + 1) * module.width)
             for p in module.q_proj.parameters():
@@ -55,7 +54,7 @@ def test_a_clipped_head_then_measures_the_threshold_exactly(key_heads, bias):
     before = module.largest(x)
     assert (before > TAU).tolist() == [False, True, False, True]
     module.max_logits = before
-    assert clip({"a": module}, TAU) == {"a": [1, 3]}
+    assert clip_heads({"a": module}, TAU) == {"a": [1, 3]}
     after = module.largest(x)
     assert torch.allclose(after[[1, 3]], torch.full((2,), TAU, dtype=torch.float64), rtol=1e-12)
     assert torch.allclose(after[[0, 2]], before[[0, 2]], rtol=1e-12), "the others' logits stay, shared keys or not"
@@ -67,7 +66,7 @@ def test_query_and_key_of_a_head_share_the_clip_evenly():
     old = copy.deepcopy(module)
     module.max_logits = module.largest(x)
     expected = (TAU / module.max_logits[1]).sqrt()
-    clip({"a": module}, TAU)
+    clip_heads({"a": module}, TAU)
     for name in ("q_proj", "k_proj"):
         ratio = getattr(module, name).weight[4:8] / getattr(old, name).weight[4:8]
         assert torch.allclose(ratio, expected.expand_as(ratio), rtol=1e-12)
@@ -77,7 +76,7 @@ def test_heads_below_the_threshold_keep_every_bit():
     module, x = attention(bias=True)
     old = copy.deepcopy(module)
     module.max_logits = module.largest(x)
-    clip({"a": module}, TAU)
+    clip_heads({"a": module}, TAU)
     for name in ("q_proj", "k_proj"):
         for p, q in zip(getattr(module, name).parameters(), getattr(old, name).parameters(), strict=True):
             assert torch.equal(p[0:4], q[0:4]) and torch.equal(p[8:12], q[8:12])
@@ -87,18 +86,21 @@ def test_heads_below_the_threshold_keep_every_bit():
 def test_modules_that_did_not_run_or_stay_low_are_untouched():
     module, _ = attention()
     old = copy.deepcopy(module)
-    assert clip({"a": module}, TAU) == {}
+    assert clip_heads({"a": module}, TAU) == {}
     module.max_logits = torch.full((4,), TAU, dtype=torch.float64)
-    assert clip({"a": module}, TAU) == {}
+    assert clip_heads({"a": module}, TAU) == {}
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), old.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_logits_that_are_not_finite_are_an_error_with_the_module_and_head(bad):
+    """tau / infinity would silence the head for good and hide the cause."""
     module, _ = attention()
+    old = copy.deepcopy(module)
     module.max_logits = torch.tensor([1.0, bad, 2.0, 3.0], dtype=torch.float64)
     with pytest.raises(FloatingPointError, match=r"blocks\.3\.attention.*head.*1"):
-        clip({"blocks.3.attention": module}, TAU)
+        clip_heads({"blocks.3.attention": module}, TAU)
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), old.parameters(), strict=True))
 
 
 def tiny_cognate():
@@ -110,7 +112,7 @@ def tiny_cognate():
 def measured(model, ids):
     """Each attention module's largest logits in a training forward pass, by name."""
     model.train()
-    modules = clipping_modules(model)
+    modules = clippable_modules(model)
     for module in modules.values():
         module.max_logits = None
     with torch.no_grad():
@@ -120,7 +122,7 @@ def measured(model, ids):
 
 def test_a_real_model_with_blown_up_queries_is_brought_back_by_the_step():
     model, ids = tiny_cognate(), torch.randint(0, 32, (2, 24), generator=torch.Generator().manual_seed(1))
-    modules = clipping_modules(model)
+    modules = clippable_modules(model)
     assert len(modules) == 4, "two blocks and two recursion layers"
     with torch.no_grad():
         for module in modules.values():
@@ -142,7 +144,7 @@ def test_the_step_reports_what_it_clipped_and_evaluation_measures_nothing():
         model.model.blocks[1].attention.q_proj.weight[8:16] *= 3e4
     optimizer = MuonGrokfast(model, MuGrokConfig.preset("cognate", muon_lr=1e-9))
     model.eval()(input_ids=ids)
-    assert all(module.max_logits is None for module in clipping_modules(model).values())
+    assert all(module.max_logits is None for module in clippable_modules(model).values())
     model.train()(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
     assert optimizer.last_clip == {"model.blocks.1.attention": [1]}
