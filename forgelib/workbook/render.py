@@ -117,7 +117,8 @@ def output(out: Mapping[str, Any], anchor: str) -> str:
 
 
 def _provenance(fact: Mapping[str, Any]) -> str:
-    return f"<details><summary>parameters and provenance</summary>{tables.pairs(fact.get('pairs', ()))}</details>"
+    table = tables.pairs(fact.get("pairs", ()))
+    return f"<details class='fold'><summary>parameters and provenance</summary>{table}</details>"
 
 
 #: Facts that a report shows in its own way; an artifact's folder on this machine is nobody's business.

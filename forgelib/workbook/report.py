@@ -7,6 +7,7 @@ import html
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def write_phase(number: int, chapters: list[Chapter], run_name: str, reports: Pa
         f"<h1>{title}</h1>",
         f'<p class="meta">{written}</p>',
         f'<nav><a href="index.html">All phases</a>{links}</nav>',
-        f"<h2>Verdicts</h2>{_verdicts(chapters)}",
+        f"<h2>Verdicts{_tally(chapters)}</h2>{_verdicts(chapters)}",
         f"<h2>Data</h2>{_sources(chapters)}",
         f"<h2>Artifacts</h2>{_artifacts(chapters)}",
         f"<h2>Provenance</h2>{_provenance(chapters)}",
@@ -70,6 +71,7 @@ def write_index(phases: Mapping[int, list[Chapter]], run_name: str, reports: Pat
     body = ["<h1>Agent Forge</h1>", f'<p class="meta">{html.escape(run_name)} · {time.strftime("%Y-%m-%d %H:%M")}</p>']
     for number, chapters in sorted(phases.items()):
         body.append(f'<h2><a href="phase{number}.html">Phase {number} · {PHASES[number]}</a></h2>')
+        body.append(f'<p class="meta">{html.escape(_rows_by_source(chapters))}</p>')
         body.append(_scroll(tables.table([_step_row(chapter) for chapter in chapters])))
         body.append(_scroll(tables.table([_gate_row(gate) for chapter in chapters for gate in chapter.gates])))
         body += [_failure(chapter) for chapter in chapters if chapter.status == "failed"]
@@ -82,6 +84,12 @@ def _verdicts(chapters: Iterable[Chapter]) -> str:
     return "".join(parts) or "<p>No gate was reached: not run.</p>"
 
 
+def _tally(chapters: Iterable[Chapter]) -> str:
+    verdicts = [bool(gate["passed"]) for chapter in chapters for gate in chapter.gates]
+    word = "passed" if verdicts and all(verdicts) else "failed" if verdicts else "not run"
+    return f' <span class="badge {word}">{sum(verdicts)} of {len(verdicts)} gates passed</span>'
+
+
 def _failure(chapter: Chapter) -> str:
     text = f"{chapter.name} stopped: {chapter.record.get('error', '')}"
     return f'<div class="error"><pre>{html.escape(text)}</pre></div>'
@@ -89,7 +97,15 @@ def _failure(chapter: Chapter) -> str:
 
 def _sources(chapters: Iterable[Chapter]) -> str:
     facts = [fact for chapter in chapters for fact in chapter.of_kind("sources")]
-    return "".join(_scroll(tables.table(fact["rows"], fact.get("columns"))) for fact in facts) or "<p>not run</p>"
+    made = [tables.table(fact["rows"], fact.get("columns")) for fact in facts]
+    return "".join(f'<div class="scroll wide">{table}</div>' for table in made) or "<p>not run</p>"
+
+
+def _rows_by_source(chapters: Iterable[Chapter]) -> str:
+    """Datasets counted by where their rows came from."""
+    facts = (fact for chapter in chapters for fact in chapter.of_kind("sources"))
+    counted = Counter(row["source"] for fact in facts for row in fact["rows"])
+    return "Datasets: " + (", ".join(f"{count} {source}" for source, count in counted.items()) or "not run")
 
 
 def _artifacts(chapters: Iterable[Chapter]) -> str:

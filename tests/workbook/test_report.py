@@ -54,6 +54,7 @@ def page_of(tmp_path, *chapters) -> str:
 def test_gates_stand_on_top_with_measured_needed_control_and_verdict(chapter, tmp_path):
     gate = fact("gate", name="Diversity", passed=False, advice="Train longer.", rows=[CHECK, RED, UNSEEN])
     page = page_of(tmp_path, chapter(gate))
+    assert "0 of 1 gates passed" in page
     assert page.index('class="gate failed"') < page.index("<h2>Chapters")
     for word in ("halting", "0.41", "&gt; 0.3", "same mix 0.1", "Train longer.", 'class="failed">failed', "not run"):
         assert word in page, word
@@ -113,7 +114,9 @@ def test_a_notebook_run_three_times_is_open_once(chapter, tmp_path):
 def test_the_index_lists_every_step_and_links_its_phase(chapter, tmp_path):
     green = fact("gate", name="Diversity", passed=True, advice="", rows=[CHECK])
     red = fact("gate", name="Latency", passed=False, advice="", rows=[CHECK, RED])
-    page = write_index({1: [chapter(green, red)]}, "laptop-seed0-auto", tmp_path).read_text()
+    rows = fact("sources", columns=["source"], rows=[{"source": "mirror"}, {"source": "hub"}, {"source": "mirror"}])
+    page = write_index({1: [chapter(green, red, rows)]}, "laptop-seed0-auto", tmp_path).read_text()
+    assert "Datasets: 2 mirror, 1 hub" in page
     for word in ('href="phase1.html"', "12_cognate_diversity", "1:05", "2026-01-01", "Diversity", "Latency"):
         assert word in page, word
     assert "latency 0.12, needed &gt; 0.3" in page and "halting 0.41" not in page
