@@ -83,8 +83,8 @@ class Run:
 
 
 def run_key(step: str, params: dict, parents: list[Artifact], seed: int) -> str:
-    """sha256 over step, parameters, parents' digests, seed and the code of forgelib."""
-    facts = [step, params, sorted(parent.digest for parent in parents), seed, code_digest()]
+    """sha256 over step, parameters, parents' digests in their order, seed and the code of forgelib."""
+    facts = [step, params, [parent.digest for parent in parents], seed, code_digest()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
