@@ -78,20 +78,7 @@ def test_without_grokfast_ten_steps_equal_torch_muon(monkeypatch):
         ours.step()
         theirs.step()
     for p, q in zip(model.matrices.parameters(), twin.matrices.parameters(), strict=True):
-        assert float((p - q).abs().max()) < 2e-5
-
-
-def test_on_this_machine_the_step_stays_near_torch_muon():
-    """Both in the types that they choose themselves: rounding of bfloat16, no more."""
-    model = Model(torch.float32)
-    twin = copy.deepcopy(model)
-    before = [p.detach().clone() for p in model.matrices.parameters()]
-    set_gradients(model, 0)
-    set_gradients(twin, 0)
-    MuonGrokfast(model, MuGrokConfig(muon_lr=0.02, grokfast_lambda=0.0, weight_decay=0.0)).step()
-    torch.optim.Muon(twin.matrices.parameters(), lr=0.02, weight_decay=0.0).step()
-    for p, q, old in zip(model.matrices.parameters(), twin.matrices.parameters(), before, strict=True):
-        assert float((p - q).norm() / (q - old).norm()) < 0.03
+        assert float((p - q).detach().abs().max()) < 2e-5
 
 
 @pytest.mark.parametrize("nbytes", [64, 5000, 2**24])
@@ -128,21 +115,3 @@ def test_the_band_holds_in_both_types_on_ill_conditioned_matrices(dtype, band, s
     spread = torch.logspace(0, torch.log10(torch.tensor(smallest)).item(), min(shape))
     values = torch.linalg.svdvals(newton_schulz.orthogonalize((u * spread) @ v, dtype))
     assert band[0] <= float(values.min()) and float(values.max()) <= band[1]
-
-
-def test_a_matrix_with_nan_harms_no_neighbour():
-    stack = torch.randn(3, 8, 24, generator=torch.Generator().manual_seed(0))
-    stack[1, 2, 3] = float("nan")
-    result = newton_schulz.orthogonalize(stack)
-    assert result[1].isnan().all() and result[[0, 2]].isfinite().all()
-
-
-def test_below_float32_is_refused_with_the_remedy():
-    model = nn.Linear(4, 4).bfloat16()
-    with pytest.raises(ValueError, match=r"weight is torch.bfloat16: .*dtype=torch.float32"):
-        MuonGrokfast(model, MuGrokConfig())
-
-
-def test_sparse_embeddings_are_refused():
-    with pytest.raises(ValueError, match="sparse gradients"):
-        MuonGrokfast(nn.Sequential(nn.Embedding(4, 4, sparse=True)), MuGrokConfig())
