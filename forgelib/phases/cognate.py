@@ -114,8 +114,8 @@ def pretrain(
     """Train `model` in place over the stages; at the end the model holds the moving average of its weights.
 
     Yields a record a step: step, stage, loss (nats per token, deeply supervised), cycle_loss_<n> (cross-entropy
-    after each cycle), act_loss, gate_entropy, memory_share, grad_norm, rate_scale, clipped_heads, tokens and
-    tokens_per_second.
+    after each cycle), act_loss, gate_entropy, memory_share, grad_norm, rate_scale, clipped_heads, tokens,
+    tokens_per_second and plateau (no better loss for 200 steps of the stage).
     Raises NonFiniteError naming the step and the first broken layer (nothing of a broken step is kept), DivergedError,
     and RunStopped when `control` asked for it.
     """
@@ -140,7 +140,7 @@ def pretrain(
             record = _train_step(model, optimizer, batches.next_batch(), step, accelerator)
             average.update(model)
             monitor.update(step, record["loss"])
-            record |= {"stage": stage.name, "rate_scale": config.rate_scale(step)}
+            record |= {"stage": stage.name, "rate_scale": config.rate_scale(step), "plateau": monitor.plateau}
             yield record
     if loop.stopped:
         raise RunStopped(loop.done, config.total_steps)

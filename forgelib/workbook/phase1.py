@@ -170,11 +170,7 @@ def train(model: CognateForCausalLM, config: PretrainConfig, run: Run, seconds: 
         model.config.max_cycles = config.stages[-1].max_cycles
         return
     steps = pretrain(model, config, checkpointer=run.checkpointer(every_seconds=seconds), control=run.control)
-    for n, record in enumerate(steps):
-        if n == 0:
-            run.tracker.rewind(record["step"])
-        run.tracker.log(record)
-        yield record
+    yield from run.tracker.follow(steps)
 
 
 def journal(run: Run) -> list[dict]:
