@@ -325,6 +325,14 @@ def test_full_at_any_moment_of_the_writing(tmp_path, monkeypatch, moment):
     survives(checkpointer, caught)
 
 
+def test_a_damaged_checkpoint_is_not_called_unharmed(tmp_path, monkeypatch):
+    checkpointer = two_checkpoints(tmp_path)
+    (tmp_path / "step-000000006" / "state.json").write_text("{}")
+    monkeypatch.setattr(module, "_fsync", lambda path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(CheckpointError, match="step-000000003 is unharmed"):
+        checkpointer.save(9, {"value": torch.zeros(1000)})
+
+
 def test_a_full_disk_before_the_first_checkpoint_says_that_there_is_none(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -383,17 +391,19 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 
 @pytest.mark.parametrize("leave", ["end", "close", "refused"])
 def test_the_folder_is_free_again_when_the_loop_ends(tmp_path, leave):
+    """Also where the loop object lives on, as it does in a notebook's namespace."""
     records = walk(tmp_path, 3)
-    next(records)
+    _, loop = next(records)
     output, errors = locker(tmp_path).communicate("")
     assert output == "" and "BlockingIOError" in errors, "while it runs nobody else gets in"
     if leave == "end":
         list(records)
     records.close()
     if leave == "refused":
-        with pytest.raises(CheckpointError), ResumableLoop({"x": Walk()}, 3, Checkpointer(tmp_path)):
+        loop = ResumableLoop({"x": Walk()}, 3, Checkpointer(tmp_path))
+        with pytest.raises(CheckpointError), loop:
             pass
-    assert locker(tmp_path).communicate("")[0] == "claimed\n"
+    assert locker(tmp_path).communicate("")[0] == "claimed\n" and loop is not None
 
 
 def test_one_process_needs_no_accelerate(tmp_path):
