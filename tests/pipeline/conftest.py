@@ -11,7 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 CONTEXT = multiprocessing.get_context("forkserver")
 #: torch._dynamo is what the first optimizer of a process would import, in a second.
-CONTEXT.set_forkserver_preload(["forgelib.core.loop", "forgelib.core.ema", "forgelib.core.tracking", "torch._dynamo"])
+CONTEXT.set_forkserver_preload(
+    ["forgelib.core.loop", "forgelib.core.ema", "forgelib.core.tracking", "torch._dynamo", "accelerate"]
+)
 
 
 @pytest.fixture

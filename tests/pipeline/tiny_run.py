@@ -1,10 +1,7 @@
-"""A tiny training that the tests start, kill, stop, starve and continue. It draws from every generator there is.
+"""A tiny training that the tests start, kill, stop, starve and continue. It draws from every generator there is."""
 
-As a script, for `accelerate launch`: python tiny_run.py FOLDER STEPS trains without noise, one share a process.
-"""
-
+import os
 import random
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,12 +78,36 @@ def run(folder: Path, total_steps: int, every_steps: int = 7, pace: float = 0.0,
         pass
 
 
+class Watch(torch.nn.Module):
+    """Keeps what a layer may measure on its rows: a mean in a buffer, and the largest values as attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.max_logits = None
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        self.mean.copy_(rows.mean(0))
+        self.max_logits = rows.amax(0)
+        return rows
+
+
+def run_rank(folder: Path, total_steps: int, rank: int, world_size: int, port: int) -> None:
+    """One of several processes, in the surroundings that a launcher (accelerate, torchrun) makes for it."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ.update({name: str(value) for name, value in (place | meeting).items()})
+    run_shared(folder, total_steps)
+
+
 def run_shared(folder: Path, total_steps: int) -> None:
-    """The same training, without noise, over the processes that accelerate started."""
+    """The same training, without noise, over as many processes as were started."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    model, optimizer = build(dropout=0.0)
+    layers, optimizer = build(dropout=0.0)
+    watch = Watch()
+    model = torch.nn.Sequential(watch, *layers)
     batches = Batches(accelerator.process_index, accelerator.num_processes)
     parts = {"model": model, "optimizer": optimizer, "batches": batches}
     with ResumableLoop(parts, total_steps, Checkpointer(folder, 3), Control(folder), accelerator) as loop:
@@ -97,8 +118,7 @@ def run_shared(folder: Path, total_steps: int) -> None:
             optimizer.step()
             optimizer.zero_grad()
     moments = {f"moment{i}": entry["exp_avg"] for i, entry in enumerate(optimizer.state.values())}
-    save_file(model.state_dict() | moments, folder / f"final-{accelerator.process_index}.safetensors")
-
-
-if __name__ == "__main__":
-    run_shared(Path(sys.argv[1]), int(sys.argv[2]))
+    save_file(
+        model.state_dict() | moments | {"largest": watch.max_logits},
+        folder / f"final-{accelerator.process_index}.safetensors",
+    )
