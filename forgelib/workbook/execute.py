@@ -52,7 +52,8 @@ class Client(PapermillNotebookClient):
     def create_kernel_manager(self) -> Any:
         manager = super().create_kernel_manager()
         manager.kernel_spec_manager = ThisPython()
-        manager.transport_encryption = "auto"
+        if os.name == "posix":
+            manager.transport = "ipc"  # sockets in a file of this user: no port to race for, nothing to listen in on
         return manager
 
     def papermill_execute_cells(self) -> None:

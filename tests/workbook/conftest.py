@@ -6,6 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from forgelib.workbook import plan
+
 ROOT = Path(__file__).resolve().parents[2]
 PARAMETERS = 'profile = ""\nseed = 0\ndata = "auto"'
 RESOLVE = "from forgelib.workbook import params, publish\np = params.resolve(params.{model}, globals())"
@@ -20,6 +22,7 @@ def house(tmp_path, monkeypatch) -> Path:
     shutil.copytree(ROOT / "params", root / "params")
     for name in ("FORGE_PROFILE", "FORGE_DATASETS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(plan, "_code_digest", lambda: "the code of this test")  # files may be edited while it runs
     monkeypatch.chdir(root)
     return root
 

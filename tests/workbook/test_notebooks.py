@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,24 @@ def test_a_planted_wrong_result_is_seen(tmp_path):
     assert done.returncode == 1 and "mismatch" in done.stdout, done.stdout[-3000:]
     others = len(of_type(book, "code")) - 1
     assert f"1 failed, {others} passed" in done.stdout, "only the planted cell differs"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (["-p", "episodes", "-5"], "episodes = -5: there is no such parameter"),
+        (["-p", "specialist", "chef"], "specialist = 'chef': must be one of reasoning, memory, speed"),
+        (["-r", "muon_lr", "1e-3"], "muon_lr = '1e-3': must be a number, above 0"),
+    ],
+)
+def test_papermill_by_hand_is_refused_in_a_sentence_before_any_work(given, words, tmp_path):
+    """In under ten seconds of processor time, kernel included: what other work on the machine adds does not count."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "papermill", "11_cognate_train.ipynb", str(tmp_path / "out.ipynb"), *given]
+    done = subprocess.run(command, cwd=ROOT / "notebooks", capture_output=True, text=True, timeout=300)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 1 and words in done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+    ran = [cell for cell in read(tmp_path / "out.ipynb").cells if cell.get("execution_count")]
+    assert len(ran) == 3, "the knobs, what papermill put below them, and the refusal: nothing else ran"

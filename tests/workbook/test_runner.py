@@ -70,6 +70,9 @@ def test_the_key_follows_everything_a_result_rests_on(house, write_chapter, monk
     assert step_keys(steps, {**auto, "data": "procedural"}) == step_keys(steps, {**auto, "data": "procedural"})
 
     monkeypatch.delenv("FORGE_DATASETS")
+    monkeypatch.setattr(plan, "_code_digest", lambda: "other code")
+    assert not set(step_keys(steps, auto).values()) & set(first.values())
+    monkeypatch.setattr(plan, "_code_digest", lambda: "the code of this test")
     write_chapter("00_environment", "2")
     changed = step_keys(steps, auto)
     assert changed["00_environment"] != first["00_environment"]
@@ -224,16 +227,16 @@ def test_a_progress_line_reaches_the_console_and_leaves_one_line_behind(house, w
 @pytest.mark.slow
 def test_ctrl_c_ends_the_kernel_and_says_how_to_go_on(house, write_chapter):
     mark = house / "kernel"
-    source = f"import os, pathlib, time\npathlib.Path({str(mark)!r}).write_text(str(os.getpid()))\ntime.sleep(60)"
+    source = f"import os, pathlib, time\npathlib.Path({str(mark)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
     write_chapter("00_environment", source)
     command = [sys.executable, "-c", "from forgelib.cli import main; main()", "run", "--profile", "smoke"]
     forge = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     kernel = int(mark.read_text())
     forge.send_signal(signal.SIGINT)
-    said, _ = forge.communicate(timeout=60)
+    said, _ = forge.communicate(timeout=180)
     assert forge.returncode == 130
     assert "interrupted; the same command goes on from the last checkpoint" in said and "Traceback" not in said
     with pytest.raises(ProcessLookupError):
