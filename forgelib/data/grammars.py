@@ -108,17 +108,18 @@ def scripts(rng: random.Random) -> Pair:
     return _choose(f"{who} {steps[0]} and {steps[1]}. What next?", endings, right)
 
 
-_STATES = (("on", "off"), ("open", "shut"), ("wet", "dry"), ("full", "empty"), ("hot", "cold"), ("clean", "dirty"))
 _OBJECTS = ("box", "cup", "hat", "door", "lamp", "car", "bag", "chair", "boat", "house")
+_STATES = ("open", "wet", "full", "hot", "clean", "red")
+_TRUE, _FALSE = ("still", "now", "always"), ("not", "never", "no longer")
 
 
 @_repeat
 def states(rng: random.Random) -> Pair:
-    """BoolQ's twin: a passage that tells a thing's state, and a yes-no question on it."""
-    thing, pair = rng.choice(_OBJECTS), rng.choice(_STATES)
-    told, asked = rng.choice(pair), rng.choice(pair)
-    passage = f"{rng.choice(_PEOPLE)} sees that the {thing} is {told}."
-    return f"Passage: {passage}\nQuestion: is the {thing} {asked}?\nAnswer:", "yes" if told == asked else "no"
+    """BoolQ's twin: a passage says or denies something, and a yes-no question asks for it."""
+    thing, state = rng.choice(_OBJECTS), rng.choice(_STATES)
+    true = rng.random() < 0.5
+    passage = f"{rng.choice(_PEOPLE)} says that the {thing} is {rng.choice(_TRUE if true else _FALSE)} {state}."
+    return f"Passage: {passage}\nQuestion: is the {thing} {state}?\nAnswer:", "yes" if true else "no"
 
 
 _FILLER = (
@@ -142,9 +143,9 @@ def _passage(rng: random.Random, facts: list[str]) -> str:
 
 @_repeat
 def owners(rng: random.Random) -> Pair:
-    """HotpotQA's twin: who had it? Told early, asked late; in every fourth passage there are two owners."""
+    """HotpotQA's twin: who had it? Told early, asked late; in every tenth passage there are two owners."""
     people, things = rng.sample(_PEOPLE, 2), rng.sample(_OBJECTS, 2)
-    told = 2 if rng.random() < 0.25 else 1
+    told = 2 if rng.random() < 0.1 else 1
     asked = rng.randrange(told)
     facts = [f"{who} had the {thing}." for who, thing in zip(people[:told], things, strict=False)]
     return f"{_passage(rng, facts)}\nQuestion: Who had the {things[asked]}?\nAnswer:", people[asked]
@@ -152,9 +153,9 @@ def owners(rng: random.Random) -> Pair:
 
 @_repeat
 def scores(rng: random.Random) -> Pair:
-    """DROP's twin: how many points? Told early, asked late; in every fourth passage two people scored."""
+    """DROP's twin: how many points? Told early, asked late; in every tenth passage two people scored."""
     people, points = rng.sample(_PEOPLE, 2), rng.sample(range(1, 10), 2)
-    told = 2 if rng.random() < 0.25 else 1
+    told = 2 if rng.random() < 0.1 else 1
     asked = rng.randrange(told)
     facts = [f"{who} scored {score} points." for who, score in zip(people[:told], points, strict=False)]
     return f"{_passage(rng, facts)}\nQuestion: How many points did {people[asked]} score?\nAnswer:", str(points[asked])

@@ -44,7 +44,7 @@ class DataConfig(BaseModel):
         128,
         256,
     )
-    vocab_size: Annotated[int, Field(ge=257, le=65536)] = 1024
+    vocab_size: Annotated[int, Field(ge=265, le=65536)] = 1024
     gpt2: str = "never"
     mirror: Path | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -107,11 +107,14 @@ class DataBundle:
 
     @property
     def digest(self) -> str:
-        """sha256 over the configuration's seed-dependent results: pools, held-out rows, tokenizer and source table."""
+        """sha256 over pools, held-out rows, tokenizer, configuration and source table. Not over the table's notes: they
+        speak of the machine, such as why no hub was reached."""
         state = hashlib.sha256()
         for name, tensor in sorted(_tensors(self).items()):
             state.update(name.encode() + str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
-        state.update(json.dumps(_plain(self), sort_keys=True).encode())
+        plain = _plain(self)
+        plain["sources"] = [{**row, "note": ""} for row in plain["sources"]]
+        state.update(json.dumps(plain, sort_keys=True).encode())
         state.update(self.tokenizer.backend_tokenizer.to_str().encode())
         return state.hexdigest()
 

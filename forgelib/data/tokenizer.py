@@ -5,11 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
+
 from forgelib.data import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+GPT2 = "openai-community/gpt2"
 END_OF_TEXT = "<|endoftext|>"
 #: The fixed words of every prompt are one token each, so that short rows are not mostly frame.
 FRAME = ("Passage:", "Question:", "\nQuestion:", "\nAnswer:", "\nA.", "\nB.", "\nC.", "\nD.")
@@ -30,24 +33,37 @@ def load_or_train_tokenizer(
     """
     if gpt2 == "never":
         return train_bpe(texts, vocab_size)
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained("openai-community/gpt2" if gpt2 == "auto" else str(gpt2))
-    except (OSError, ValueError) as error:
-        cause = str(error).splitlines()[0]
+        tokenizer = _saved_tokenizer(str(gpt2)) if gpt2 != "auto" else _gpt2_tokenizer()
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         if gpt2 != "auto":
             raise DataError(
                 f"no tokenizer could be read from {gpt2}: {cause} Give a folder written by save_pretrained."
             ) from error
         tokenizer, description = train_bpe(texts, vocab_size)
-        return (
-            tokenizer,
-            f"{description}; GPT-2's is not in the Hugging Face cache and the hub did not give it ({cause})",
-        )
+        return tokenizer, f"{description}; GPT-2's is neither in the Hugging Face cache nor to be had ({cause})"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     place = "the Hugging Face cache or hub" if gpt2 == "auto" else str(gpt2)
     return tokenizer, f"tokenizer of {len(tokenizer)} tokens from {place}"
+
+
+def _saved_tokenizer(folder: str) -> "PreTrainedTokenizerFast":
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _gpt2_tokenizer() -> "PreTrainedTokenizerFast":
+    """From the cache; where it is not there, from the hub, if that answers within three seconds."""
+    from huggingface_hub import model_info
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(GPT2, local_files_only=True)
+    except (OSError, ValueError):
+        model_info(GPT2, timeout=3.0)
+        return AutoTokenizer.from_pretrained(GPT2)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> tuple["PreTrainedTokenizerFast", str]:

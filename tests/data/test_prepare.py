@@ -35,7 +35,7 @@ def test_each_stage_has_the_categories_of_its_datasets_at_its_length(bundle):
     for stage, pools in bundle.pools.items():
         for pool in pools.values():
             assert pool.dtype == torch.int32 and pool.shape[1] == lengths[stage]
-            assert 0 <= int(pool.min()) and int(pool.max()) < len(bundle.tokenizer)
+            assert int(pool.min()) >= 0 and int(pool.max()) < len(bundle.tokenizer)
 
 
 def test_the_source_table_accounts_for_every_token(bundle):
@@ -127,8 +127,10 @@ def test_real_rows_and_twins_stand_side_by_side_in_the_table(real_datasets):
     assert table["gsm8k"].licence == "MIT" and table["gsm8k"].split == "train, nine tenths"
     assert "mirror:" in table["openwebtext"].note and "hub:" in table["openwebtext"].note
     assert table["drop"].heldout_split == "validation, one tenth"
-    with pytest.raises(DataError, match=r"no real rows of openwebtext.*mirror.*hub"):
-        prepare(config.model_copy(update={"source": "real"}))
+    (absent,) = [row for row in prepare(config.model_copy(update={"source": "real"})).sources if row.source == "absent"]
+    assert (absent.dataset, absent.rows) == ("openwebtext", 0) and absent.note.startswith("optional")
+    with pytest.raises(DataError, match=r"no real rows of boolq.*mirror.*hub"):
+        prepare(config.model_copy(update={"source": "real", "datasets": ("boolq",), "mirror": real_datasets / "gsm8k"}))
 
 
 def test_questions_too_long_for_a_row_are_counted(real_datasets):
@@ -144,6 +146,7 @@ def test_questions_too_long_for_a_row_are_counted(real_datasets):
         ({"datasets": ()}, "distinct names"),
         ({"rows_per_dataset": 0}, "rows_per_dataset"),
         ({"vocab_size": "1024"}, "vocab_size"),
+        ({"vocab_size": 264}, "vocab_size"),
         ({"seq_lens": (64, 128)}, "seq_lens"),
         ({"source": "hub"}, "source"),
         ({"rows": 3}, "rows"),
