@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from .adamw import adamw_update, fresh_moments
 from .config import MuGrokConfig
 from .grokfast import amplify
-from .newton_schulz import orthogonalize
+from .newton_schulz import orthogonalize, product_dtype
 from .qk_clip import clip_heads, clippable_modules
 from .split import split_parameters
-from .tiles import row_blocks, tiles
+from .tiles import batches, row_blocks, tiles
 
 
 class MuonGrokfast(torch.optim.Optimizer):
@@ -74,19 +74,26 @@ class MuonGrokfast(torch.optim.Optimizer):
         for (shape, _, transposed), stack in stacks.items():
             outputs, inputs = reversed(shape) if transposed else shape
             rate = group["lr"] * max(1.0, outputs / inputs) ** 0.5
-            for tile in tiles(stack):
-                self._muon_tile(group, [stack[i] for i in tile], rate)
+            for batch in batches(stack):
+                self._muon_batch(group, batch, rate)
 
-    def _muon_tile(self, group: dict, parameters: list[Tensor], rate: float) -> None:
-        """Matrices of one shape, few enough that every pass finds them in the cache."""
-        beta = self.config.muon_momentum
-        momenta = [self.state[p]["momentum"] for p in parameters]
-        gradients = self._filtered([p.grad for p in parameters], [self._slow(p) for p in parameters])
-        torch._foreach_lerp_(momenta, gradients, 1 - beta)
-        directions = orthogonalize(torch.stack(torch._foreach_lerp(gradients, momenta, beta)))
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(directions.unbind()), alpha=-rate)
+    def _muon_batch(self, group: dict, matrices: list[Tensor], rate: float) -> None:
+        """Matrices of one shape: filter and momentum tile by tile, one batched orthogonal factor, then the weights."""
+        beta, first = self.config.muon_momentum, matrices[0]
+        stack = torch.empty((len(matrices), *first.shape), dtype=product_dtype(first), device=first.device)
+        updates, parts = stack.unbind(), list(tiles(matrices))
+        for tile in parts:
+            chosen = [matrices[i] for i in tile]
+            momenta = [self.state[p]["momentum"] for p in chosen]
+            gradients = self._filtered([p.grad for p in chosen], [self._slow(p) for p in chosen])
+            torch._foreach_lerp_(momenta, gradients, 1 - beta)
+            torch._foreach_copy_([updates[i] for i in tile], torch._foreach_lerp(gradients, momenta, beta))
+        directions = orthogonalize(stack).unbind()
+        for tile in parts:
+            chosen = [matrices[i] for i in tile]
+            if group["weight_decay"]:
+                torch._foreach_mul_(chosen, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(chosen, [directions[i] for i in tile], alpha=-rate)
 
     def _adamw(self, group: dict, parameters: list[Tensor]) -> None:
         for p in parameters:

@@ -35,15 +35,18 @@ def working_dtype(device_type: str) -> torch.dtype:
     return torch.float32
 
 
+def product_dtype(matrix: Tensor) -> torch.dtype:
+    """float64 for float64 matrices, else what pays on their device."""
+    return torch.float64 if matrix.dtype == torch.float64 else working_dtype(matrix.device.type)
+
+
 def orthogonalize(stack: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The orthogonal factor of each matrix in `stack` [N, rows, columns], in the stack's own type.
 
-    The products are computed in `dtype`; None means float64 for a float64 stack, else `working_dtype`. A zero matrix
+    The products are computed in `dtype`; None means `product_dtype` of the stack. A zero matrix
     stays zero. A matrix with NaN or infinity comes out as NaN, its neighbours in the stack unharmed.
     """
-    if dtype is None:
-        dtype = torch.float64 if stack.dtype == torch.float64 else working_dtype(stack.device.type)
-    x = stack.to(dtype)
+    x = stack.to(product_dtype(stack) if dtype is None else dtype)
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(EPSILON)
     long, short = max(x.shape[-2:]), min(x.shape[-2:])
     return iterate(x, ON_THE_GRAM_MATRIX if long >= GRAM_RATIO * short else EVERY_STEP).to(stack.dtype)
