@@ -94,20 +94,46 @@ def test_without_grokfast_the_matrices_follow_torch_muon():
     model = seeded()
     twin = copy.deepcopy(model)
     ours = MuonGrokfast(model, MuGrokConfig(**PLAIN))
-    matrices = [twin.up.weight, twin.down.weight, twin.mix.weight]
-    theirs = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True)
-    before = [p.detach().clone() for p in matrices]
-    for p, q in zip(matrices, [model.up.weight, model.down.weight, model.mix.weight], strict=True):
-        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
-        q.grad = p.grad.clone()
-    theirs.step()
-    ours.step()
-    for p, q, old in zip(matrices, [model.up.weight, model.down.weight, model.mix.weight], before, strict=True):
-        scale = 0.02 * max(1.0, p.shape[0] / p.shape[1]) ** 0.5
-        mine, other = ((w - old * (1 - 0.02 * 0.1)) / -scale for w in (q, p))
-        assert torch.linalg.matrix_norm(mine - other, 2).item() < BAND[1] - BAND[0]
-        cosine = torch.nn.functional.cosine_similarity(mine.flatten(), other.flatten(), dim=0)
-        assert float(cosine) > 0.98
+    matrices, counterparts = ([m.up.weight, m.down.weight, m.mix.weight] for m in (model, twin))
+    theirs = torch.optim.Muon(counterparts, lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True)
+    for step in range(4):
+        dice = torch.Generator().manual_seed(step)
+        for p, q in zip(matrices, counterparts, strict=True):
+            p.data.copy_(q.data)
+            p.grad = torch.randn(p.shape, generator=dice)
+            q.grad = p.grad.clone()
+        before = [p.detach() * (1 - 0.02 * 0.1) for p in matrices]
+        theirs.step()
+        ours.step()
+        for p, q, old in zip(matrices, counterparts, before, strict=True):
+            scale = 0.02 * max(1.0, p.shape[0] / p.shape[1]) ** 0.5
+            mine, other = (old - p.detach()) / scale, (old - q.detach()) / scale
+            assert torch.linalg.matrix_norm(mine - other, 2).item() < BAND[1] - BAND[0]
+            assert torch.nn.functional.cosine_similarity(mine.flatten(), other.flatten(), dim=0).item() > 0.98
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 12), (12, 4)])
+def test_the_matrices_follow_the_formulas_written_out_in_float64(shape):
+    """Grokfast, Nesterov momentum, quintic of the singular values, decay and scale, with different rates each step."""
+    model = nn.Linear(shape[1], shape[0], bias=False).double()
+    optimizer = MuonGrokfast(
+        model, MuGrokConfig(muon_lr=0.5, grokfast_lambda=0.7, grokfast_alpha=0.9, weight_decay=0.2)
+    )
+    w, slow, momentum = model.weight.detach().clone(), None, torch.zeros(shape, dtype=torch.float64)
+    for step in range(6):
+        g = torch.randn(shape, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        optimizer.param_groups[0]["lr"] = rate = 0.5 / (step + 1)
+        model.weight.grad = g.clone()
+        optimizer.step()
+        slow = g if slow is None else 0.9 * slow + 0.1 * g
+        filtered = g + 0.7 * slow
+        momentum = 0.95 * momentum + 0.05 * filtered
+        u, s, vt = torch.linalg.svd(0.05 * filtered + 0.95 * momentum, full_matrices=False)
+        s = s / s.norm()
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        w = (1 - rate * 0.2) * w - rate * max(1.0, shape[0] / shape[1]) ** 0.5 * (u * s @ vt)
+        assert torch.allclose(model.weight, w, atol=1e-9)
 
 
 def test_without_grokfast_the_rest_follows_torch_adamw():
