@@ -4,13 +4,14 @@ Shape legend: B batch, H heads, T queries, S keys, W window, N blocks of W token
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 MASKED = -1e9
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Rotary position embedding (Su et al. 2021, eq. 34) in half-split form.
+    """Rotary position embedding (Su et al. 2021, eq. 34): neighbours 2i, 2i + 1 turn as one complex number.
 
     Args: x [B, H, T, d]; positions [T] or [B, T] in tokens; theta the base of the wavelengths.
     """
@@ -18,14 +19,14 @@ def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     frequencies = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angles = positions.to(torch.float32)[..., None] * frequencies
     angles = angles if positions.dim() == 1 else angles[:, None]
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (half, 2)))
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2).to(x.dtype)
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(q k^T / sqrt(d)) v where `seen`. Returns the mix [..., T, d] and the logits, hidden ones at -1e9."""
-    logits = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float().masked_fill(~seen, MASKED)
+    logits = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()
+    logits += torch.zeros(seen.shape, device=q.device).masked_fill(~seen, MASKED)
     return torch.softmax(logits, dim=-1).to(v.dtype) @ v, logits
 
 
@@ -45,15 +46,16 @@ def blocked_window(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor |
     batch, heads, length, width = q.shape
     n_blocks = -(-length // window)
     padding = n_blocks * window - length
-    q, k, v = (torch.nn.functional.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
-    q, k, v = (x.view(batch, heads, n_blocks, window, width) for x in (q, k, v))
-    k, v = (torch.cat([torch.nn.functional.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x], dim=3) for x in (k, v))
+    if padding:
+        q, k, v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
+    q, k, v = (x.reshape(batch, heads, n_blocks, window, width) for x in (q, k, v))
+    k, v = (torch.cat([F.pad(x[:, :, :-1], (0, 0, 0, 0, 1, 0)), x], dim=3) for x in (k, v))
     query = torch.arange(window, device=q.device)[:, None] + window
     key = torch.arange(2 * window, device=q.device)[None, :]
     seen = ((query - key >= 0) & (query - key < window)).expand(1, 1, n_blocks, window, 2 * window).clone()
     seen[:, :, 0, :, :window] = False
     if valid is not None:
-        blocks = torch.nn.functional.pad(valid, (window, padding)).unfold(1, 2 * window, window)
+        blocks = F.pad(valid, (window, padding)).unfold(1, 2 * window, window)
         seen = (seen & blocks[:, None, :, None, :]) | (query == key)
     mixed, logits = masked_attention(q, k, v, seen)
     mixed, logits = (x.flatten(2, 3)[:, :, :length] for x in (mixed, logits))
@@ -94,7 +96,7 @@ class SlidingWindowAttention(nn.Module):
             valid: [B, S] False at padding, or None.
         """
         q = rotate(self.split(self.q_proj(x)), positions, self.rope_theta)
-        if slots.dim() == 1 and q.shape[2] == k.shape[2] > self.window:
+        if slots.dim() == 1 and q.shape[2] == k.shape[2] > 4 * self.window:  # up to there the dense form is as fast
             mixed, logits = blocked_window(q, k, v, self.window, valid)
         else:
             mixed, logits = dense_window(q, k, v, self.window, slots, valid)
@@ -103,5 +105,5 @@ class SlidingWindowAttention(nn.Module):
         return mixed.transpose(1, 2).reshape(x.shape)
 
     def _remember_largest(self, logits: Tensor) -> None:
-        largest = logits.transpose(0, 1).reshape(self.num_heads, -1).amax(dim=1)
+        largest = logits.amax(dim=tuple(i for i in range(logits.dim()) if i != 1))
         self.max_logits = largest if self.max_logits is None else torch.maximum(self.max_logits, largest)

@@ -106,6 +106,8 @@ def _read_whole_chunks(state: MemoryState, writes: Writes, size: int) -> tuple[T
         M_t = P_t M_0 + c_t S_0 + sum_s A[t, s] theta_s e_s k_s^T
         S_t = E_t S_0 + sum_s (E_t / E_s) theta_s e_s k_s^T
         (I + L) e = v - P_{t-1} M_0 k - c_{t-1} S_0 k,      L[t, s] = A[t-1, s] theta_s (k_s . k_t)
+
+    Only the surprises and the state Z = [M | S]^T, [2k, k], are found chunk after chunk; the rest, for all at once.
     """
     q, k, v, eta, theta, decay = (x.unflatten(2, (-1, size)) for x in writes)  # [B, H, N, C, ...]
     kept, kept_since = running_products(decay)  # P_t and P_t / P_s
@@ -118,26 +120,22 @@ def _read_whole_chunks(state: MemoryState, writes: Writes, size: int) -> tuple[T
     system = influence_before * (k @ k.transpose(-1, -2)) * theta[..., None, :]
     known = torch.cat([v, kept_before[..., None] * k, push_before[..., None] * k], dim=-1)
     solved = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True)
-    e_values, e_memory, e_momentum = solved.split(
-        k.shape[-1], dim=-1
-    )  # e = e_values - e_memory M_0^T - e_momentum S_0^T
+    e_values, e_state = solved[..., : k.shape[-1]], solved[..., k.shape[-1] :]  # e = e_values - e_state Z
 
     recall = influence * (q @ k.transpose(-1, -2)) * theta[..., None, :]
-    ask_memory, ask_momentum = kept[..., None] * q, from_push[..., None] * q
-    write_memory = influence[..., -1, :, None] * theta[..., None] * k
-    write_momentum = carried_since[..., -1, :, None] * theta[..., None] * k
-    keep, push, carry = (x[..., -1, None, None] for x in (kept, from_push, carried))
+    ask = torch.cat([kept[..., None] * q, from_push[..., None] * q], dim=-1)
+    write = torch.cat([influence[..., -1, :, None], carried_since[..., -1, :, None]], dim=-1) * theta[..., None]
+    write = (write[..., None] * k[..., None, :]).flatten(-2).transpose(-1, -2)  # [B, H, N, 2k, C]
+    fade = torch.stack([kept, from_push, torch.zeros_like(kept), carried], dim=-1)[..., -1, :].unflatten(-1, (2, 2))
 
-    memory, momentum = state
-    outputs = []
-    for n in range(q.shape[2]):
-        old, moving = memory.transpose(-1, -2), momentum.transpose(-1, -2)
-        surprise = e_values[:, :, n] - e_memory[:, :, n] @ old - e_momentum[:, :, n] @ moving
-        outputs.append(ask_memory[:, :, n] @ old + ask_momentum[:, :, n] @ moving + recall[:, :, n] @ surprise)
-        written = surprise.transpose(-1, -2)
-        memory = keep[:, :, n] * memory + push[:, :, n] * momentum + written @ write_memory[:, :, n]
-        momentum = carry[:, :, n] * momentum + written @ write_momentum[:, :, n]
-    return torch.cat(outputs, dim=2), MemoryState(memory, momentum)
+    now, before, surprises = torch.cat(state, dim=-1).transpose(-1, -2), [], []
+    for own, inherited, write_n, fade_n in zip(*(x.unbind(2) for x in (e_values, e_state, write, fade)), strict=True):
+        before.append(now)
+        surprises.append(own - inherited @ now)
+        faded = (fade_n @ now.unflatten(2, (2, -1)).flatten(3)).view(now.shape)  # [[P, c], [0, E]] of M and S
+        now = faded + write_n @ surprises[-1]
+    output = recall @ torch.stack(surprises, dim=2) + ask @ torch.stack(before, dim=2)
+    return output.flatten(2, 3), MemoryState(*now.transpose(-1, -2).chunk(2, dim=-1))
 
 
 class NeuralMemory(nn.Module):

@@ -8,7 +8,7 @@ from forgelib.models import CognateConfig, CognateForCausalLM
 from forgelib.optim import MuGrokConfig, MuonGrokfast
 
 KEYS, VALUES, FILLER = 16, 8, 16
-LENGTH, DISTANCE, STEPS, BATCH = 32, 24, 200, 64
+LENGTH, DISTANCE, STEPS, BATCH = 32, 24, 300, 64
 CHANCE = 1 / VALUES
 
 
@@ -36,7 +36,7 @@ def build(memory: bool, seed: int) -> CognateForCausalLM:
 
 
 def train(memory: bool, seed: int) -> CognateForCausalLM:
-    """Two hundred steps of 64 fresh rows at the rate 0.02, warmed up over 20 and decayed to zero over the last 60."""
+    """Three hundred steps of 64 fresh rows at the rate 0.02, warmed up over 20 and decayed to zero over the last 60."""
     model = build(memory, seed).train()
     optimizer = MuonGrokfast(model, MuGrokConfig.preset("cognate", muon_lr=0.02, adamw_lr=0.01))
     rates = [group["lr"] for group in optimizer.param_groups]
