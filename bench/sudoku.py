@@ -1,4 +1,4 @@
-"""4x4 Sudoku by recursion alone: an outside check of `forgelib.models.recursion` (TRM, 2510.04871).
+"""(e) 4x4 Sudoku by recursion alone: an outside check of `forgelib.models.recursion` (TRM, 2510.04871).
 
 One 2-layer net of about 73k parameters is trained three ways on the same 1,000 puzzles for the same wall-clock time:
 
@@ -14,13 +14,14 @@ import copy
 import itertools
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.table import main
 from forgelib.core.ema import WeightAverage
 from forgelib.models.layers import SwiGLU
 from forgelib.models.recursion import RecursionLayer, refine
@@ -87,7 +88,7 @@ def make_data(n_train: int, n_test: int, seed: int) -> dict[str, Puzzles]:
 
 
 class BothWaysAttention(nn.Module):
-    """Attention among all cells, without an output projection (the recursion layer has it). [B, 16, D] -> [B, 16, D]."""
+    """Attention among all cells, [B, 16, D] -> [B, 16, D]; the output projection is the recursion layer's."""
 
     def __init__(self, d_model: int, n_heads: int):
         super().__init__()
@@ -247,29 +248,11 @@ def train(
     }
 
 
-def run(
-    seconds: float = 240.0,
-    *,
-    steps: int | None = None,
-    methods: tuple[str, ...] = tuple(m.name for m in METHODS),
-    n_train: int = 1000,
-    n_test: int = 528,
-    micro_steps: int = 2,
-    seed: int = 0,
-) -> list[dict]:
-    """A row for each method, each trained for the same time (or number of steps) on the same puzzles."""
-    data = make_data(n_train, n_test, seed)
-    chosen = [
-        replace(m, n_micro_steps=micro_steps) if m.name == "recursion" else m for m in METHODS if m.name in methods
-    ]
-    return [train(method, data, seconds=seconds, steps=steps, seed=seed) for method in chosen]
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    for row in run():
-        print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+def run(quick: bool = False, *, seconds: float = 240.0, seed: int = 0) -> list[dict]:
+    """A row for each method, each trained for `seconds` on the same 1,000 puzzles; quick: for 50 steps."""
+    data = make_data(n_train=1000, n_test=528, seed=seed)
+    return [train(method, data, seconds=seconds, steps=50 if quick else None, seed=seed) for method in METHODS]
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__.splitlines()[0], run)
