@@ -97,6 +97,7 @@ def test_same_bits_means_bits():
     nan, zero = torch.tensor([float("nan")]), torch.tensor([0.0])
     assert same_bits(nan, nan.clone()) and same_bits({"a": float("nan")}, {"a": float("nan")})
     assert not same_bits(zero, -zero), "0.0 and -0.0 are equal, not the same bits"
+    assert not same_bits(zero, zero.int()), "the same bytes, but of another kind of number"
     assert not same_bits(zero, zero.double()) and not same_bits(zero, torch.zeros(1, 1))
     assert not same_bits({"a": 1}, {"a": 1.0}) and not same_bits({"a": 1}, {"a": True})
     assert not same_bits([zero], (zero,)) and not same_bits([zero], [zero, zero])
