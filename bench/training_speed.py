@@ -12,6 +12,7 @@ from bench.table import main
 from forgelib.models import CognateConfig, CognateForCausalLM
 from forgelib.optim import MuGrokConfig, MuonGrokfast
 
+TITLE = "(b) tokens per second of a training step, with and without memory, 1 and 3 recursion cycles"
 #: The laptop profile of 11_cognate_train and the full model; batch and length of a step.
 SIZES = {
     "laptop": (
@@ -84,4 +85,4 @@ def run(quick: bool = False) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main(__doc__.splitlines()[0], run)
+    main(TITLE, run)

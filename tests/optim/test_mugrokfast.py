@@ -114,7 +114,7 @@ def test_without_grokfast_the_matrices_follow_torch_muon():
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 12), (12, 4)])
 def test_the_matrices_follow_the_formulas_written_out_in_float64(shape):
-    """Grokfast, Nesterov momentum, quintic of the singular values, decay and scale, with different rates each step."""
+    """Grokfast, Nesterov momentum, quintic of the singular values, decay, scale, a rate that changes."""
     model = nn.Linear(shape[1], shape[0], bias=False).double()
     optimizer = MuonGrokfast(
         model, MuGrokConfig(muon_lr=0.5, grokfast_lambda=0.7, grokfast_alpha=0.9, weight_decay=0.2)
