@@ -256,3 +256,16 @@ def test_the_probe_answers_soon(monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", address)
         assert probe(2.0) == ""
     assert "127.0.0.1 is not reachable" in probe(2.0)
+
+
+def test_a_docstring_in_plain_quotes_is_not_shown_either(mirror):
+    row = {
+        "code": "def f():\n    'Say hello.'\n    return 1",
+        "docstring": "Say hello.",
+        "code_tokens": ["def", "f", "(", ")"],
+    }
+    for split in ("train", "validation"):
+        write(mirror, "codexglue", split, [row])
+    (example,) = load_rows("codexglue", "train", mirror=mirror).examples
+    assert example.answer == "Say hello." and "hello" not in example.prompt
+    assert example.prompt.startswith("def f ( )\nQuestion: ")
