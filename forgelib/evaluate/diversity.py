@@ -54,37 +54,57 @@ def memory_share_per_text(model: torch.nn.Module, input_ids: Tensor) -> np.ndarr
 
 
 @torch.no_grad()
-def interleaved_latency(models: Sequence[torch.nn.Module], prompts: Tensor, n_new_tokens: int) -> np.ndarray:
-    """Milliseconds per generated token, [n models, n prompts], batch 1, greedy.
+def memory_horizon_per_text(model: torch.nn.Module, input_ids: Tensor) -> np.ndarray:
+    """For how many tokens the memories keep what they learn, by the forget gates that each text really opens, [N].
 
-    For every prompt the models take turns, in an order that rotates, so drift of the machine's speed cancels.
-    prompts: [N, T]. One untimed round warms up.
+    The inverse of the mean forget gate alpha over heads and tokens, averaged over the memories (modules that have
+    `writes`); never above the configured horizon.
     """
-    latencies = np.zeros((len(models), len(prompts)))
+    model.eval()
+    memories = [module for module in model.modules() if hasattr(module, "writes") and hasattr(module, "ltm_tokens")]
+    horizons: list[float] = []
+
+    def seen(module: torch.nn.Module, inputs: tuple) -> None:
+        horizons.append(1 / float((1 - module.writes(inputs[0], None, None)[0].decay).mean()))
+
+    handles = [memory.register_forward_pre_hook(seen) for memory in memories]
+    try:
+        for row in input_ids:
+            model(input_ids=_for(model, row[None]), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return np.array(horizons).reshape(len(input_ids), len(memories)).mean(axis=1)
+
+
+@torch.no_grad()
+def interleaved_latency(models: Sequence[torch.nn.Module], texts: Tensor, n_tokens: int) -> np.ndarray:
+    """Milliseconds per token, [n models, n texts], one text at a time with a cache, as in generation.
+
+    All models process the same tokens: the last `n_tokens` of each text one by one, after the rest in one pass
+    (untimed). For every text the models take turns, in an order that rotates, so drift of the machine's speed cancels.
+    texts: [N, T]. One untimed round warms up.
+    """
+    latencies = np.zeros((len(models), len(texts)))
     for model in models:
-        _generate(model, prompts[:1], n_new_tokens)
-    for p in range(len(prompts)):
+        _milliseconds_per_token(model.eval(), texts[0], n_tokens)
+    for t, text in enumerate(texts):
         for turn in range(len(models)):
-            m = (turn + p) % len(models)
-            start = time.perf_counter()
-            _generate(models[m], prompts[p : p + 1], n_new_tokens)  # generate waits for the device: it reads each token
-            latencies[m, p] = 1000 * (time.perf_counter() - start) / n_new_tokens
+            m = (turn + t) % len(models)
+            latencies[m, t] = _milliseconds_per_token(models[m], text, n_tokens)
     return latencies
+
+
+def _milliseconds_per_token(model: torch.nn.Module, text: Tensor, n_tokens: int) -> float:
+    tokens = _for(model, text[None])
+    cache = model(input_ids=tokens[:, :-n_tokens], use_cache=True).past_key_values
+    start = time.perf_counter()
+    for i in range(tokens.shape[1] - n_tokens, tokens.shape[1]):
+        output = model(input_ids=tokens[:, i : i + 1], past_key_values=cache, use_cache=True)
+        output.logits.argmax(-1).tolist()  # as in generation, the next token is read before going on
+    return 1000 * (time.perf_counter() - start) / n_tokens
 
 
 def _for(model: torch.nn.Module, input_ids: Tensor) -> Tensor:
     """Token ids as the model takes them, on its device."""
     return input_ids.to(next(model.parameters()).device).long()
-
-
-def _generate(model: torch.nn.Module, prompt: Tensor, n_new_tokens: int) -> None:
-    model.eval()
-    prompt = _for(model, prompt)
-    model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        min_new_tokens=n_new_tokens,
-        max_new_tokens=n_new_tokens,
-        do_sample=False,
-        pad_token_id=0,
-    )

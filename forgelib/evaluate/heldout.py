@@ -54,7 +54,7 @@ def by_category(questions: Sequence[Example], columns: Mapping[str, np.ndarray])
     """One row per category: how many questions, and the share right of each column (name -> [n] bool)."""
     categories = np.array([question.category for question in questions])
     rows = []
-    for category in sorted(set(categories)):
+    for category in sorted(set(categories.tolist())):
         chosen = categories == category
         shares = {name: round(float(right[chosen].mean()), 3) for name, right in columns.items()}
         rows.append({"category": category, "questions": int(chosen.sum()), **shares})

@@ -71,14 +71,14 @@ class CognateTrain(Parameters):
     NOTEBOOK = "11_cognate_train"
 
     specialist: Literal["reasoning", "memory", "speed"] = Field("reasoning", description="which of the three to train")
-    trunk_steps: int = Field(450, ge=3, le=10_000_000, description="optimizer steps of the shared trunk")
-    steps: int = Field(260, ge=2, le=10_000_000, description="optimizer steps of the specialist")
+    trunk_steps: int = Field(400, ge=3, le=10_000_000, description="optimizer steps of the shared trunk")
+    steps: int = Field(180, ge=2, le=10_000_000, description="optimizer steps of the specialist")
     tokens_per_step: int = Field(1024, ge=16, le=10_000_000, description="tokens in one optimizer step")
     muon_lr: float = Field(0.02, gt=0, le=1, description="learning rate of the hidden matrices, per step")
     adamw_lr: float = Field(0.003, gt=0, le=1, description="learning rate of embeddings, norms and biases, per step")
     d_model: int = Field(128, ge=16, le=8192, description="width of the residual stream; a multiple of 2 n_heads")
-    d_ff: int = Field(344, ge=16, le=65_536, description="inner width of the feed-forward nets")
-    n_layers: int = Field(4, ge=1, le=128, description="backbone blocks")
+    d_ff: int = Field(384, ge=16, le=65_536, description="inner width of the feed-forward nets")
+    n_layers: int = Field(3, ge=1, le=128, description="backbone blocks")
     n_heads: int = Field(4, ge=1, le=128, description="heads of attention and of memory")
     window: int = Field(32, ge=4, le=8192, description="tokens that attention looks back; farther back is memory's")
     memory_every: int = Field(2, ge=1, le=128, description="every so many blocks one carries a long-term memory")
@@ -105,8 +105,8 @@ class CognateDiversity(Parameters):
     diversity_threshold: float = Field(0.3, ge=0, le=1, description="least spread, as a share of the mean")
     halting_samples: int = Field(120, ge=5, le=100_000, description="held-out texts for halting and memory use")
     accuracy_samples: int = Field(200, ge=10, le=100_000, description="held-out problems answered per specialist")
-    latency_prompts: int = Field(15, ge=3, le=1000, description="prompts timed per specialist, interleaved")
-    latency_tokens: int = Field(24, ge=2, le=4096, description="tokens generated per timed prompt")
+    latency_texts: int = Field(20, ge=3, le=1000, description="texts timed per specialist, interleaved")
+    latency_tokens: int = Field(32, ge=2, le=4096, description="tokens timed per text, the last ones")
     on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
 
 

@@ -37,15 +37,15 @@ def load_specialists(p: Parameters) -> tuple[dict[str, CognateForCausalLM], dict
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How a model read some texts: mean cycles per token and share of memory in the signal, [n texts] each."""
+    """How a model read some texts: mean cycles per token and horizon of its memory in tokens, [n texts] each."""
 
     cycles: np.ndarray
-    memory_share: np.ndarray
+    horizon: np.ndarray
 
 
 def behaviour(model: CognateForCausalLM, texts: torch.Tensor) -> Behaviour:
     """Measured as at inference, halting on."""
-    return Behaviour(evaluate.cycles_per_text(model, texts), evaluate.memory_share_per_text(model, texts))
+    return Behaviour(evaluate.cycles_per_text(model, texts), evaluate.memory_horizon_per_text(model, texts))
 
 
 @contextlib.contextmanager
@@ -71,6 +71,24 @@ def halting_row(name: str, model: CognateForCausalLM, texts: torch.Tensor) -> di
         "stopped sure": round(float(sure.mean()), 3),
         "of these right": round(float(right[sure].mean()), 3) if sure.any() else None,
         "right in all": round(float(right.mean()), 3),
+    }
+
+
+def memory_row(name: str, model: CognateForCausalLM, texts: torch.Tensor, horizon: np.ndarray) -> dict:
+    """What the memory is worth to the model: its share of the signal, and the loss with and without it."""
+    on = evaluate.losses_per_text(model, texts)
+    model.model.use_memory = False
+    try:
+        off = evaluate.losses_per_text(model, texts)
+    finally:
+        model.model.use_memory = True
+    return {
+        "model": name,
+        "horizon set": model.config.ltm_tokens,
+        "horizon measured": round(float(horizon.mean())),
+        "share of the signal": round(float(evaluate.memory_share_per_text(model, texts).mean()), 3),
+        "loss": round(float(on.mean()), 3),
+        "loss with the memory off": round(float(off.mean()), 3),
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from forgelib import evaluate
 from forgelib.core import preflight, sizing
@@ -25,7 +26,8 @@ from forgelib.phases.cognate import PretrainConfig, pretrain
 from forgelib.phases.curriculum import SPECIALIST_CYCLES, TRUNK_CYCLES, specialist_stages, trunk_stages
 from forgelib.workbook.params import CognateData, CognateDiversity, CognateTrain, Parameters, profile_values
 
-DATA, TRUNK = "cognate-data", "cognate-trunk"
+DATA = "cognate-data"
+disable_progress_bar()  # loading a model redraws a bar in the notebook for every file
 
 
 def tags(p: Parameters, **more: object) -> dict:

@@ -15,6 +15,7 @@ from forgelib.evaluate import (
     cycles_per_text,
     interleaved_latency,
     losses_per_text,
+    memory_horizon_per_text,
     memory_share_per_text,
     mixed_questions,
     mixed_texts,
@@ -140,9 +141,21 @@ def test_cycles_and_memory_are_measured_per_text():
     assert shares.shape == (4,) and (shares > 0).all() and (shares < 1).all()
 
 
+def test_the_horizon_follows_the_forget_gate():
+    ids, model = torch.randint(0, 11, (3, 8)), cognate(ltm_tokens=50)
+    gates = model.model.blocks[0].memory.gates
+    with torch.no_grad():
+        gates.weight.zero_()
+        gates.bias[-2:] = -100.0  # alpha at its floor 1 / 50 in both heads
+    np.testing.assert_allclose(memory_horizon_per_text(model, ids), 50.0, rtol=1e-4)
+    with torch.no_grad():
+        gates.bias[-2:] = 0.0  # alpha = 1/50 + 49/50 / 2
+    np.testing.assert_allclose(memory_horizon_per_text(model, ids), 1 / 0.51, rtol=1e-4)
+
+
 def test_latency_sees_who_recurses_more():
     lazy, eager = cognate(act_threshold=1e-6, max_cycles=6), cognate(act_threshold=0.999999, max_cycles=6)
-    latency = interleaved_latency([lazy, eager], torch.randint(0, 11, (6, 8)), n_new_tokens=8)
+    latency = interleaved_latency([lazy, eager], torch.randint(0, 11, (6, 16)), n_tokens=8)
     assert latency.shape == (2, 6)
     assert np.median(latency[1]) > 1.5 * np.median(latency[0])
     assert spread_of_means(latency[0], latency[1]) > 0.3
