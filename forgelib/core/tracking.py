@@ -43,7 +43,7 @@ class Tracker:
 
     def log(self, record: dict) -> None:
         """Append one record; it is on its way to the disk when this returns."""
-        if not isinstance(record.get("step"), int):
+        if type(record.get("step")) is not int:  # True is an int, too
             raise ValueError(f"a record needs a whole number 'step'; got {record.get('step')!r}")
         line = _line(record)
         with self.path.open("a", encoding="utf-8") as journal:

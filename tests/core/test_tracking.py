@@ -32,7 +32,7 @@ def test_what_is_not_finite_is_stored_as_strict_json(tmp_path):
     assert math.isnan(record["loss"]) and record["high"] == math.inf and record["low"] == -math.inf
 
 
-@pytest.mark.parametrize("record", [{}, {"step": None}, {"step": 1.0}, {"loss": 2.0}])
+@pytest.mark.parametrize("record", [{}, {"step": None}, {"step": 1.0}, {"step": True}, {"step": "1"}, {"loss": 2.0}])
 def test_a_record_without_its_step_is_refused(tmp_path, record):
     with pytest.raises(ValueError, match="step"):
         tracker(tmp_path).log(record)
