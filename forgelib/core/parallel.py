@@ -1,7 +1,7 @@
 """One training step over several processes: what each process measured on its rows is made common to all.
 
 The model is not wrapped, so everything that reads its modules (QK-Clip, halting) works the same with one process
-and with many; `accelerate launch` starts the processes.
+and with many; `accelerate launch` starts the processes (on CPUs `torchrun`: there, accelerate starts only one).
 """
 
 import torch
