@@ -157,12 +157,15 @@ def owners(rng: random.Random) -> Pair:
 
 @_repeat
 def scores(rng: random.Random) -> Pair:
-    """DROP's twin: how many points? Told early, asked late; in every tenth passage two people scored."""
+    """DROP's twin: who scored, or how many points? Told early, asked late; in every tenth passage two people scored."""
     people, points = rng.sample(_PEOPLE, 2), rng.sample(range(1, 10), 2)
     told = 2 if rng.random() < 0.1 else 1
     asked = rng.randrange(told)
-    facts = [f"{who} scored {score} points." for who, score in zip(people[:told], points, strict=False)]
-    return f"{_passage(rng, facts)}\nQuestion: How many points did {people[asked]} score?\nAnswer:", str(points[asked])
+    passage = _passage(rng, [f"{who} scored {n} points." for who, n in zip(people[:told], points, strict=False)])
+    question, answer = f"Who scored {points[asked]} points?", people[asked]
+    if rng.random() < 0.4:
+        question, answer = f"How many points did {people[asked]} score?", str(points[asked])
+    return f"{passage}\nQuestion: {question}\nAnswer:", answer
 
 
 TWINS = {
