@@ -19,7 +19,7 @@ def test_it_is_the_recursion_in_float64(decay):
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     average = WeightAverage(model, decay)
     expected = {name: value.double() for name, value in model.state_dict().items()}
-    for t in range(1, 301):
+    for t in range(1, 101):
         moving(model)
         average.update(model)
         d = min(decay, (1 + t) / (10 + t))
