@@ -1,4 +1,4 @@
-"""Shared fixtures: a run folder of its own for every test, one thread, no network but loopback, the real rows where they lie."""
+"""Shared fixtures: a run folder for every test, one thread, no network but loopback, the real rows where they lie."""
 
 import os
 from pathlib import Path

@@ -103,8 +103,8 @@ class CognateDiversity(Parameters):
     NOTEBOOK = "12_cognate_diversity"
 
     diversity_threshold: float = Field(0.3, ge=0, le=1, description="least spread, as a share of the mean")
-    halting_samples: int = Field(120, ge=5, le=100_000, description="held-out texts for halting and memory use")
-    accuracy_samples: int = Field(200, ge=10, le=100_000, description="held-out problems answered per specialist")
+    halting_samples: int = Field(80, ge=5, le=100_000, description="held-out texts for halting and memory use")
+    accuracy_samples: int = Field(150, ge=10, le=100_000, description="held-out problems answered per specialist")
     latency_texts: int = Field(20, ge=3, le=1000, description="texts timed per specialist, interleaved")
     latency_tokens: int = Field(32, ge=2, le=4096, description="tokens timed per text, the last ones")
     on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
