@@ -212,3 +212,24 @@ def test_gate_entropy_and_share():
     out, entropy, share = gate(y, m)
     assert entropy == 0 and share < 1e-5 and out.isfinite().all()
     assert gate(y, None)[1:] == (None, None)
+
+
+@pytest.mark.slow
+def test_a_memory_in_training_stays_finite_over_16_000_tokens():
+    """AdamW at the high rate 0.01 moves the gates while one long text is read, its state carried from step to step."""
+    torch.manual_seed(0)
+    memory = NeuralMemory(d_model=8, n_heads=1, chunk=16, ltm_tokens=2048, conv_kernel=2)
+    optimizer, state, before = torch.optim.AdamW(memory.parameters(), lr=0.01), None, None
+    losses = []
+    for step in range(1000):
+        x = torch.randn(2, 16, 8)
+        read, state, before = memory(x, state, before)
+        loss = (read[:, 1:] - x[:, :-1]).square().mean()  # say the token before
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        state, before = MemoryState(*(part.detach() for part in state)), before.detach()
+        losses.append(loss.item())
+        assert largest(state).max() < 2 * 2048 * 16, step
+    assert torch.tensor(losses).isfinite().all() and sum(losses[-50:]) < sum(losses[:50])
+    assert all(p.isfinite().all() for p in memory.parameters())
