@@ -88,7 +88,7 @@ class MuonGrokfast(torch.optim.Optimizer):
             gradients = self._filtered([p.grad for p in chosen], [self._slow(p) for p in chosen])
             torch._foreach_lerp_(momenta, gradients, 1 - beta)
             torch._foreach_copy_([updates[i] for i in tile], torch._foreach_lerp(gradients, momenta, beta))
-        directions = orthogonalize(stack).unbind()
+        directions = orthogonalize(stack).to(first.dtype).unbind()
         for tile in parts:
             chosen = [matrices[i] for i in tile]
             if group["weight_decay"]:
