@@ -41,6 +41,8 @@ def test_rebuilt_from_the_manifests_it_is_the_same(tmp_path):
     registry = Registry(tmp_path)
     made = family(registry)
     before = contents(registry)
+    registry.add(tmp_path / "gone", made[0].manifest, "a digest that no manifest has")
+    assert contents(registry) != before
     assert registry.rebuild() == len(made)
     assert contents(registry) == before and len(before["parents"]) == 6 and len(before["tags"]) == 7
 
