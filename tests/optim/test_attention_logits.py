@@ -155,3 +155,13 @@ def test_blocks_of_queries_give_the_same_maxima(monkeypatch):
     whole = largest_logits(q, k, None, None, True)
     monkeypatch.setattr("forgelib.optim.attention_logits.LOGITS_AT_ONCE", 2 * 4 * 9 * 2)
     assert torch.allclose(largest_logits(q, k, None, None, True), whole)
+
+
+def test_the_models_own_scaling_and_an_additive_mask_count():
+    dice = torch.Generator().manual_seed(0)
+    q, k = torch.randn(1, 2, 5, 8, generator=dice), torch.randn(1, 2, 5, 8, generator=dice)
+    seen = torch.rand(1, 1, 5, 5, generator=dice) > 0.4
+    added = torch.zeros(1, 1, 5, 5).masked_fill(~seen, torch.finfo(torch.float32).min)
+    by_hand = (0.7 * q @ k.mT).masked_fill(~seen, -torch.inf).amax(dim=(0, 2, 3))
+    for mask in (seen, added):
+        assert torch.allclose(largest_logits(q, k, mask, 0.7, False), by_hand)
