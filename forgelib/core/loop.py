@@ -93,6 +93,7 @@ class Checkpointer:
         self._last_step, self._last_time = 0, time.monotonic()
         self._lock, self._token = None, uuid.uuid4().hex
         self.skipped: list[str] = []
+        self._damaged: set[Path] = set()
 
     def claim(self) -> None:
         """Make this the only one that saves here, until `release` or the end of the process.
@@ -157,7 +158,8 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(self._explain(step, error)) from error
         self._last_step, self._last_time = step, time.monotonic()
-        past = [folder for folder in self._folders() if folder <= target]
+        self._damaged.discard(target)
+        past = [folder for folder in self._folders() if folder <= target and folder not in self._damaged]
         for old in set(self._folders()) - set(past[-self.keep :]):  # a later one was damaged, and passed over
             shutil.rmtree(old, ignore_errors=True)
 
@@ -168,6 +170,7 @@ class Checkpointer:
         """
         for folder in reversed(self._folders()):
             if damage := _damage(folder):
+                self._damaged.add(folder)
                 self.skipped.append(f"checkpoint {folder} is damaged ({damage}) and passed over")
                 warnings.warn(self.skipped[-1], stacklevel=2)
                 continue
