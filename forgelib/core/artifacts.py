@@ -12,6 +12,7 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -97,7 +99,7 @@ class Draft:
             "tags": tags or {},
             "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         }
-        text = json.dumps(manifest, indent=1, allow_nan=False).encode()
+        text = json.dumps(_strict(manifest), indent=1, allow_nan=False).encode()
         (self.path / MANIFEST).write_bytes(text)
         (self.path / SEAL).write_text(f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n")
         for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
@@ -150,6 +152,8 @@ def load_artifact(path: Path | str, verify: bool = True) -> Artifact:
         raise ArtifactError(f"{file} is not JSON ({error}). {remedy}") from None
     if not isinstance(manifest, dict) or missing or not isinstance(manifest["files"], dict):
         raise ArtifactError(f"{file} is no manifest: {', '.join(missing) or 'a list of files'} is missing. {remedy}")
+    if manifest["schema"] != SCHEMA:
+        raise ArtifactError(f"{file} has schema {manifest['schema']!r}, this forgelib reads {SCHEMA}. {remedy}")
     _refuse_pickles(path)
     if verify:
         _verify_seal(path, digest, remedy)
@@ -168,7 +172,7 @@ def _verify_seal(path: Path, digest: str, remedy: str) -> None:
 def _verify_files(path: Path, expected: dict[str, str], remedy: str) -> None:
     for name, sha256 in expected.items():
         file = path / name
-        if path.resolve() not in file.resolve().parents:
+        if "\0" in name or path.resolve() not in file.resolve().parents:
             raise ArtifactError(f"{path / MANIFEST} lists {name}, which lies outside the artifact. {remedy}")
         if not file.is_file():
             raise ArtifactError(f"{file} is missing though the manifest lists it. {remedy}")
@@ -240,6 +244,15 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _strict(value: Any) -> Any:
+    """The same in strict JSON: numbers that are not finite become the texts "nan", "inf", "-inf"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, dict):
+        return {name: _strict(item) for name, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _library_versions() -> dict[str, str]:

@@ -98,6 +98,33 @@ def test_a_folder_that_is_no_artifact_is_named(tmp_path):
     refused(tmp_path / "nowhere", "nowhere")
 
 
+def reseal(path: Path, **changes) -> None:
+    """Change the manifest as somebody would who also knows the seal."""
+    manifest = json.loads((path / "manifest.json").read_text()) | changes
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    digest = artifacts._sha256(path / "manifest.json")
+    (path / "manifest.sha256").write_text(f"{digest}  manifest.json\n")
+
+
+@pytest.mark.parametrize("schema", [0, 2, 99, "1", None])
+def test_another_schema_is_not_taken_for_ours(artifact, schema):
+    reseal(artifact.path, schema=schema)
+    assert "schema" in refused(artifact.path, "manifest.json")
+
+
+@pytest.mark.parametrize("name", ["../../secret.txt", "/etc/hostname", "nul\0byte", "."])
+def test_a_manifest_that_names_what_lies_outside_is_refused(artifact, tmp_path, name):
+    (tmp_path / "secret.txt").write_text("secret")
+    reseal(artifact.path, files=artifact.manifest["files"] | {name: "0" * 64})
+    refused(artifact.path, "manifest.json" if name != "." else str(artifact.path))
+
+
+def test_a_number_that_is_not_finite_does_not_cost_the_training(tmp_path):
+    made = publish(tmp_path / "artifacts", verdicts=[{"checks": [{"measured": float("nan"), "at": (float("inf"), 1)}]}])
+    assert load_artifact(made.path).manifest["verdicts"] == [{"checks": [{"measured": "nan", "at": ["inf", 1]}]}]
+    json.loads((made.path / "manifest.json").read_text(), parse_constant=pytest.fail)
+
+
 class Trap:
     """Unpickling it leaves a mark."""
 
@@ -167,12 +194,7 @@ def test_a_link_and_a_path_outside_are_refused(artifact, tmp_path):
         with pytest.raises(ArtifactError, match="is a link"):
             new.publish(step="s", key="l" * 64, params={}, seed=0)
 
-    manifest = json.loads((artifact.path / "manifest.json").read_text())
-    manifest["files"]["../../secret.txt"] = artifacts._sha256(secret)
-    text = json.dumps(manifest)
-    (artifact.path / "manifest.json").write_text(text)
-    digest = artifacts._sha256(artifact.path / "manifest.json")
-    (artifact.path / "manifest.sha256").write_text(f"{digest}  manifest.json\n")
+    reseal(artifact.path, files=artifact.manifest["files"] | {"../../secret.txt": artifacts._sha256(secret)})
     assert "outside" in refused(artifact.path, "secret.txt")
 
 
