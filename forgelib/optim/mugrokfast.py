@@ -42,7 +42,7 @@ class MuonGrokfast(torch.optim.Optimizer):
             {"name": "adamw", "params": split.decayed, "lr": adamw_lr, "weight_decay": config.weight_decay},
             {"name": "adamw_no_decay", "params": split.spared, "lr": adamw_lr, "weight_decay": 0.0},
         ]
-        # "fused" makes Optimizer.load_state_dict put AdamW's "step" where the kernel wants it, on the parameter's device.
+        # "fused" makes Optimizer.load_state_dict put AdamW's "step" on the parameter's device, as the kernel wants.
         super().__init__([{**group, "fused": True} for group in groups if group["params"]], {})
         self._transposed = split.transposed
         self._attention = {} if config.qk_clip_threshold is None else clippable_modules(model)
