@@ -98,7 +98,7 @@ def test_an_artifact(tmp_path):
         (whole,) = place.iterdir()
         assert set(load_artifact(whole).manifest["files"]) == {"config.json", "tokenizer/vocab.txt"}
 
-    assert kill_everywhere(tmp_path, lambda place: None, publish, check) > 10
+    assert kill_everywhere(tmp_path, lambda place: None, publish, check) >= 8
 
 
 def test_a_journal_that_is_cut_back(tmp_path):
