@@ -27,7 +27,6 @@ JOINING = {
     "optim": {"mugrokfast"},
     "data": {"prepare"},
     "models": {"cognate"},
-    "evaluate": {"suite"},
     "phases": {"cognate"},
     "workbook": {"runner"},
 }
