@@ -91,7 +91,7 @@ class Draft:
             "key": key,
             "params": params,
             "parents": [{"name": parent.name, "digest": parent.digest} for parent in parents],
-            "files": {name: _sha256(self.path / name) for name in _files(self.path)},
+            "files": {name: file_sha256(self.path / name) for name in _files(self.path)},
             "code": code_digest(),
             "libraries": _library_versions(),
             "seed": seed,
@@ -104,8 +104,8 @@ class Draft:
         (self.path / SEAL).write_text(f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n")
         for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
             for file in (p for p in folder.iterdir() if p.is_file()):
-                _fsync(file)
-            _fsync(folder)
+                fsync(file)
+            fsync(folder)
         target = self.root / f"{self.name}-{key[:12]}"
         try:
             os.rename(self.path, target)
@@ -113,7 +113,7 @@ class Draft:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             return load_artifact(target)
-        _fsync(self.root)
+        fsync(self.root)
         return load_artifact(target, verify=False)
 
 
@@ -176,7 +176,7 @@ def _verify_files(path: Path, expected: dict[str, str], remedy: str) -> None:
             raise ArtifactError(f"{path / MANIFEST} lists {name}, which lies outside the artifact. {remedy}")
         if not file.is_file():
             raise ArtifactError(f"{file} is missing though the manifest lists it. {remedy}")
-        if _sha256(file) != sha256:
+        if file_sha256(file) != sha256:
             raise ArtifactError(f"{file} is damaged: its sha256 differs from the manifest's. {remedy}")
     surplus = sorted(set(_files(path)) - set(expected))
     if surplus:
@@ -263,12 +263,14 @@ def _library_versions() -> dict[str, str]:
     return found
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """The file's sha256, in hexadecimal."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have the disk keep what was written to this file or folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,7 +10,6 @@ same bits: weights, optimizer, random numbers, data cursor and whatever else is 
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from forgelib.core import rng, state
+from forgelib.core.artifacts import file_sha256, fsync
 
 ACTIONS = ("run", "pause", "stop")
 POLL_SECONDS = 0.2
@@ -146,14 +146,14 @@ class Checkpointer:
             temporary.mkdir()
             save_file(state.storable(tensors), temporary / TENSORS)
             (temporary / STATE).write_text(json.dumps({"step": step, "state": meta}))
-            hashes = {name: _sha256(temporary / name) for name in (TENSORS, STATE)}
+            hashes = {name: file_sha256(temporary / name) for name in (TENSORS, STATE)}
             (temporary / HASHES).write_text(json.dumps(hashes))
             for file in (*temporary.iterdir(), temporary):
-                _fsync(file)
+                fsync(file)
             target = self.folder / f"step-{step:09d}"
             shutil.rmtree(target, ignore_errors=True)
             os.rename(temporary, target)
-            _fsync(self.folder)
+            fsync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(self._explain(step, error)) from error
@@ -313,20 +313,7 @@ def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's folder; None when every file has its hash."""
     try:
         hashes = json.loads((folder / HASHES).read_text())
-        wrong = [name for name in (TENSORS, STATE) if _sha256(folder / name) != hashes[name]]
+        wrong = [name for name in (TENSORS, STATE) if file_sha256(folder / name) != hashes[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{wrong[0]} does not have its hash" if wrong else None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

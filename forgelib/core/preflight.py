@@ -14,6 +14,10 @@ PROCESS_BYTES = 600_000_000
 ACTIVATIONS_PER_UNIT = 34
 
 
+class DoesNotFit(RuntimeError):
+    """A training needs more memory or disk than there is; the text says how much and what to change."""
+
+
 @dataclass(frozen=True)
 class Forecast:
     """Bytes that a training is expected to take; `parts` names what they are made of."""
@@ -80,6 +84,12 @@ def refusals(needed: Forecast, run_dir: Path, device: str = "cpu") -> list[str]:
             "lower tokens_per_step or choose a smaller profile"
         )
     return problems
+
+
+def require(needed: Forecast, run_dir: Path, device: str = "cpu") -> None:
+    """Raises DoesNotFit, before any work, when `refusals` finds a reason."""
+    if problems := refusals(needed, run_dir, device):
+        raise DoesNotFit("; ".join(problems))
 
 
 def _available_memory(device: str) -> int:

@@ -16,7 +16,7 @@ from torch import nn
 from forgelib.core.ema import WeightAverage
 from forgelib.core.health import LossMonitor, NonFiniteError, first_nonfinite
 from forgelib.core.loop import Checkpointer, Control, ResumableLoop
-from forgelib.core.parallel import share_step
+from forgelib.core.parallel import mean_over_processes, share_step
 from forgelib.core.rng import stream
 from forgelib.data.cursor import BatchCursor
 from forgelib.optim import MuGrokConfig, MuonGrokfast
@@ -159,7 +159,7 @@ def _train_step(model: nn.Module, optimizer: MuonGrokfast, input_ids: torch.Tens
     share_step(model, accelerator)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     grad_norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
-    loss = float(output.loss.detach())
+    loss = float(mean_over_processes(output.loss.detach(), accelerator))
     if not (torch.isfinite(torch.tensor([loss, grad_norm])).all()):
         raise NonFiniteError(step, first_nonfinite(model, forward) or "the gradients")
     optimizer.step()

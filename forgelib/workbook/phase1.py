@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from forgelib import evaluate
 from forgelib.core import preflight, sizing
 from forgelib.core.artifacts import Artifact, load_artifact
+from forgelib.core.parallel import launched
 from forgelib.core.paths import datasets_mirror, runs_dir
 from forgelib.core.registry import Registry
 from forgelib.core.rng import stream
@@ -107,7 +108,8 @@ def model_config(p: CognateTrain, bundle: DataBundle) -> CognateConfig:
 
 
 def device() -> str:
-    """Where models live: the first GPU, where there is one."""
+    """Where models live: this process's GPU, where there is one."""
+    launched()  # gives each of several processes its own GPU
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -165,14 +167,18 @@ def open_training(p: CognateTrain, part: str, parents: list[Artifact]) -> Run:
 
 
 def train(model: CognateForCausalLM, config: PretrainConfig, run: Run, seconds: float) -> Iterator[dict]:
-    """Records of the training, journaled; none where the run is finished: then `model` gets the finished weights."""
+    """Records of the training, journaled; none where the run is finished: then `model` gets the finished weights.
+
+    Where a launcher started several processes they train together, and the first of them keeps the journal.
+    """
     finished = run.finished()
     if finished is not None:
         model.load_state_dict(CognateForCausalLM.from_pretrained(finished.path / "model").state_dict())
         model.config.max_cycles = config.stages[-1].max_cycles
         return
-    steps = pretrain(model, config, checkpointer=run.checkpointer(every_seconds=seconds), control=run.control)
-    yield from run.tracker.follow(steps)
+    together, checkpointer = launched(), run.checkpointer(every_seconds=seconds)
+    steps = pretrain(model, config, checkpointer=checkpointer, control=run.control, accelerator=together)
+    yield from run.tracker.follow(steps) if together is None or together.is_main_process else steps
 
 
 def journal(run: Run) -> list[dict]:
@@ -188,7 +194,16 @@ def publish_model(run: Run, model: CognateForCausalLM, bundle: DataBundle, verdi
         model.save_pretrained(folder / "model")
         bundle.tokenizer.save_pretrained(folder / "model")
 
-    return run.finished() or run.publish(f"cognate-{run.tags['part']}", write, verdicts)
+    together = launched()
+    if together is not None:
+        together.wait_for_everyone()
+        if not together.is_main_process:
+            together.wait_for_everyone()
+            return run.finished()
+    artifact = run.finished() or run.publish(f"cognate-{run.tags['part']}", write, verdicts)
+    if together is not None:
+        together.wait_for_everyone()  # now the others find it
+    return artifact
 
 
 def load_model(artifact: Artifact) -> CognateForCausalLM:

@@ -4,7 +4,6 @@ A finished notebook leaves <step>.ipynb and a record <step>.json beside it in th
 when its key (plan.step_keys), its file and the artifacts it published are all as they were; no kernel starts then.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -12,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from forgelib.core.artifacts import file_sha256
 from forgelib.core.paths import reports_dir, runs_dir
 from forgelib.workbook.console import Console
 from forgelib.workbook.plan import PLAN, Step, available, parameters, select, step_keys
@@ -106,7 +106,7 @@ def _run_or_reuse(step: Step, key: str, asked: Mapping[str, Any], folder: Path, 
         "status": "finished",
         "key": key,
         "seconds": time.time() - began,
-        "sha256": _sha256(output),
+        "sha256": file_sha256(output),
         "artifacts": [fact["path"] for fact in facts if fact["kind"] == "artifact"],
     }
     _write_record(folder, step, record)
@@ -118,11 +118,7 @@ def _still_holds(step: Step, key: str, folder: Path) -> bool:
     if record.get("status") != "finished" or record.get("key") != key or not output.is_file():
         return False
     artifacts = all((Path(path) / "manifest.json").is_file() for path in record["artifacts"])
-    return artifacts and _sha256(output) == record["sha256"]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return artifacts and file_sha256(output) == record["sha256"]
 
 
 def _write_record(folder: Path, step: Step, record: Mapping[str, Any]) -> None:

@@ -102,7 +102,7 @@ def reseal(path: Path, **changes) -> None:
     """Change the manifest as somebody would who also knows the seal."""
     manifest = json.loads((path / "manifest.json").read_text()) | changes
     (path / "manifest.json").write_text(json.dumps(manifest))
-    digest = artifacts._sha256(path / "manifest.json")
+    digest = artifacts.file_sha256(path / "manifest.json")
     (path / "manifest.sha256").write_text(f"{digest}  manifest.json\n")
 
 
@@ -194,7 +194,7 @@ def test_a_link_and_a_path_outside_are_refused(artifact, tmp_path):
         with pytest.raises(ArtifactError, match="is a link"):
             new.publish(step="s", key="l" * 64, params={}, seed=0)
 
-    reseal(artifact.path, files=artifact.manifest["files"] | {"../../secret.txt": artifacts._sha256(secret)})
+    reseal(artifact.path, files=artifact.manifest["files"] | {"../../secret.txt": artifacts.file_sha256(secret)})
     assert "outside" in refused(artifact.path, "secret.txt")
 
 

@@ -309,7 +309,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, name):
     survives(checkpointer, caught)
 
 
-@pytest.mark.parametrize("moment", ["save_file", "_fsync", "rename"])
+@pytest.mark.parametrize("moment", ["save_file", "fsync", "rename"])
 def test_full_at_any_moment_of_the_writing(tmp_path, monkeypatch, moment):
     """What safetensors says on a full disk, word for word, and the same from the system's own calls."""
     checkpointer = two_checkpoints(tmp_path)
@@ -328,7 +328,7 @@ def test_full_at_any_moment_of_the_writing(tmp_path, monkeypatch, moment):
 def test_a_damaged_checkpoint_is_not_called_unharmed(tmp_path, monkeypatch):
     checkpointer = two_checkpoints(tmp_path)
     (tmp_path / "step-000000006" / "state.json").write_text("{}")
-    monkeypatch.setattr(module, "_fsync", lambda path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(module, "fsync", lambda path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(CheckpointError, match="step-000000003 is unharmed"):
         checkpointer.save(9, {"value": torch.zeros(1000)})
 
