@@ -7,6 +7,7 @@ with draft(root, "cognate-trunk") as new:
 manifest.json holds the sha256 of every file, and manifest.sha256 that of the manifest (`sha256sum -c` reads it).
 """
 
+import ast
 import contextlib
 import errno
 import hashlib
@@ -183,15 +184,47 @@ def _verify_files(path: Path, expected: dict[str, str], remedy: str) -> None:
         raise ArtifactError(f"{path / surplus[0]} is not in the manifest: somebody added it. {remedy}")
 
 
-def code_digest() -> str:
-    """sha256 over the source of forgelib's floors 0 to 3: what can change a result. The workbook only shows it."""
+def code_digest(*modules: str) -> str:
+    """sha256 over the source of forgelib's floors 0 to 3: what can change a result. The workbook only shows it.
+
+    With `modules` ("forgelib.phases.cognate") only over what these rest on: their imports, and the imports of those. So
+    a change in a later phase leaves the finished work of an earlier one as it is.
+    """
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
+    for file in sources_of(*modules) if modules else sorted(package.rglob("*.py")):
         relative = file.relative_to(package)
         if relative.parts[0] not in ("workbook", "cli.py", "server.py", "server"):
             digest.update(str(relative).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def sources_of(*modules: str) -> list[Path]:
+    """The files of forgelib that the modules are made of and import, directly or through others, sorted."""
+    package = Path(__file__).resolve().parents[1]
+    found: set[Path] = set()
+    waiting = [tuple(module.split(".")) for module in modules]
+    while waiting:
+        parts = waiting.pop()
+        for n in range(1, len(parts) + 1):  # importing a.b.c runs a and a.b as well
+            place = package.parent.joinpath(*parts[:n])
+            file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            if parts[0] == package.name and file.is_file() and file not in found:
+                found.add(file)
+                waiting += _imports(file, parts[:n] if place.is_dir() else parts[: n - 1])
+    return sorted(found)
+
+
+def _imports(file: Path, package: tuple[str, ...]) -> list[tuple[str, ...]]:
+    names: list[tuple[str, ...]] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*base, *(node.module.split(".") if node.module else ()))
+            names += [(*module, alias.name) for alias in node.names]
+    return names
 
 
 def _files(path: Path) -> list[str]:

@@ -82,9 +82,10 @@ class Run:
         return artifact
 
 
-def run_key(step: str, params: dict, parents: list[Artifact], seed: int) -> str:
-    """sha256 over step, parameters, parents' digests in their order, seed and the code of forgelib."""
-    facts = [step, params, [parent.digest for parent in parents], seed, code_digest()]
+def run_key(step: str, params: dict, parents: list[Artifact], seed: int, code: tuple[str, ...] = ()) -> str:
+    """sha256 over step, parameters, parents' digests in their order, seed and the code of forgelib that `code` names:
+    modules and what they import, or all of it."""
+    facts = [step, params, [parent.digest for parent in parents], seed, code_digest(*code)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
@@ -98,10 +99,15 @@ def open_run(
     label: str = "",
     wandb_mode: str = "disabled",
     run_name: str | None = None,
+    code: tuple[str, ...] = (),
 ) -> Run:
-    """The run of these facts, new or continued. `label` makes its folder readable: <step>-<label>-<key>."""
+    """The run of these facts, new or continued. `label` makes its folder readable: <step>-<label>-<key>.
+
+    `code` names the modules that the step runs ("forgelib.workbook.phase1"): a change of what they do not import leaves
+    its key as it is. Without it every module of forgelib counts.
+    """
     parents, tags = list(parents), dict(tags or {})
-    key = run_key(step, params, parents, seed)
+    key = run_key(step, params, parents, seed, code)
     root = runs_dir()
     folder = root / "runs" / "-".join(part for part in (step, label, key[:12]) if part)
     tracker = Tracker(folder, run_name=run_name or folder.name, config=params, wandb_mode=wandb_mode, job_type=step)

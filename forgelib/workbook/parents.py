@@ -16,7 +16,7 @@ from forgelib.data import SPECIALISTS
 from forgelib.models import CognateForCausalLM
 from forgelib.phases.curriculum import TRUNK_CYCLES
 from forgelib.workbook.params import CognateDiversity, Parameters
-from forgelib.workbook.phase1 import load_model, set_dials, tags
+from forgelib.workbook.phase1 import CODE, load_model, set_dials, tags
 
 #: The dials of the control: the trunk's.
 COMMON_DIALS = {"act_threshold": 0.95, "max_cycles": TRUNK_CYCLES, "ltm_tokens": 2048}
@@ -95,9 +95,8 @@ def memory_row(name: str, model: CognateForCausalLM, texts: torch.Tensor, horizo
 def publish_parents(p: CognateDiversity, artifacts: Mapping[str, Artifact], verdict: dict) -> Artifact:
     """The artifact that names the three parents and the gate's verdict: what Phase 2 takes."""
     parents = list(artifacts.values())
-    run = open_run(
-        CognateDiversity.NOTEBOOK, p.model_dump(), parents=parents, seed=p.seed, tags=tags(p), label=p.profile
-    )
+    facts = {"parents": parents, "seed": p.seed, "tags": tags(p), "label": p.profile, "code": CODE}
+    run = open_run(CognateDiversity.NOTEBOOK, p.model_dump(), **facts)
     named = {name: {"name": a.name, "digest": a.digest} for name, a in artifacts.items()}
 
     def write(folder: Path) -> None:

@@ -28,6 +28,8 @@ from forgelib.phases.curriculum import SPECIALIST_CYCLES, TRUNK_CYCLES, speciali
 from forgelib.workbook.params import CognateData, CognateDiversity, CognateTrain, Parameters, profile_values
 
 DATA = "cognate-data"
+#: Whose change makes a finished run of Phase 1 stale: this module and what it imports.
+CODE = ("forgelib.workbook.phase1", "forgelib.workbook.parents")
 disable_progress_bar()  # loading a model redraws a bar in the notebook for every file
 
 
@@ -57,7 +59,12 @@ def make_data(p: CognateData) -> tuple[DataBundle, Artifact]:
     """
     bundle = prepare(data_config(p))
     run = open_run(
-        CognateData.NOTEBOOK, {**p.model_dump(), "digest": bundle.digest}, seed=p.seed, tags=tags(p), label=p.profile
+        CognateData.NOTEBOOK,
+        {**p.model_dump(), "digest": bundle.digest},
+        seed=p.seed,
+        tags=tags(p),
+        label=p.profile,
+        code=CODE,
     )
     return bundle, run.finished() or run.publish(DATA, bundle.save)
 
@@ -163,6 +170,7 @@ def open_training(p: CognateTrain, part: str, parents: list[Artifact]) -> Run:
         label=f"{p.profile}-{part}",
         wandb_mode=p.wandb_mode,
         run_name=f"phase1-cognate-{part}",
+        code=CODE,
     )
 
 

@@ -3,6 +3,7 @@
 A later phase appends its steps to PLAN; nothing else changes.
 """
 
+import ast
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from forgelib.core.artifacts import sources_of
 from forgelib.core.paths import datasets_mirror, repo_root
 from forgelib.workbook.params import MODELS, ParameterError, Parameters, resolve
 
@@ -78,14 +80,14 @@ def parameters(step: Step, asked: Mapping[str, Any]) -> Parameters:
 
 def step_keys(plan: tuple[Step, ...], asked: Mapping[str, Any]) -> dict[str, str]:
     """Step name -> sha256 of everything its result rests on: notebook, parameters, code, libraries, rows, upstream."""
-    code, versions, mirror = _code_digest(), _versions(), _mirror_identity()
+    versions, mirror = _versions(), _mirror_identity()
     keys: dict[str, str] = {}
     for step in plan:
         params = parameters(step, asked)
         facts = {
             "notebook": notebook_digest(step.notebook, prose=True),
             "params": params.model_dump(),
-            "code": code,
+            "code": _code_digest(step.notebook),
             "versions": versions,
             "rows": [] if params.data == "procedural" else mirror,
             "upstream": [keys.get(name) for name in step.needs],
@@ -105,13 +107,24 @@ def _as_injected(values: Mapping[str, Any]) -> str:
     return "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in values.items())])
 
 
-def _code_digest() -> str:
+def _code_digest(notebook: str) -> str:
+    """sha256 of the modules that a notebook imports, and of those that these import, bystanders left out."""
     package, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sources_of(*_imported_modules(notebook)):
         name = path.relative_to(package).as_posix()
         if name not in BYSTANDERS:
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _imported_modules(notebook: str) -> Iterator[str]:
+    for cell in json.loads(notebook_path(notebook).read_text())["cells"]:
+        nodes = ast.walk(ast.parse("".join(cell["source"]))) if cell["cell_type"] == "code" else ()
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
 
 
 def _versions() -> dict[str, str]:

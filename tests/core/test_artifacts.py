@@ -305,3 +305,35 @@ def test_the_foundation_imports_without_torch():
         "assert took < 0.5, took"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_code_of_a_step_is_what_it_imports(tmp_path, monkeypatch):
+    package = tmp_path / "forgelib"
+    files = {
+        "__init__.py": "",
+        "core/__init__.py": "",
+        "core/artifacts.py": "",
+        "core/rng.py": "from . import seeds",
+        "core/seeds.py": "",
+        "phases/__init__.py": "",
+        "phases/early.py": "import forgelib.core.rng",
+        "phases/late.py": "def f():\n    from forgelib.phases import early",
+    }
+    for name, text in files.items():
+        (package / name).parent.mkdir(exist_ok=True, parents=True)
+        (package / name).write_text(text)
+    monkeypatch.setattr(artifacts, "__file__", str(package / "core" / "artifacts.py"))
+    named = {name.relative_to(package).as_posix() for name in artifacts.sources_of("forgelib.phases.early")}
+    assert named == {
+        "__init__.py",
+        "core/__init__.py",
+        "core/rng.py",
+        "core/seeds.py",
+        "phases/__init__.py",
+        "phases/early.py",
+    }
+    early, late = code_digest("forgelib.phases.early"), code_digest("forgelib.phases.late")
+    (package / "phases" / "late.py").write_text("from forgelib.phases import early")
+    assert code_digest("forgelib.phases.early") == early and code_digest("forgelib.phases.late") != late
+    (package / "core" / "seeds.py").write_text("START = 1")
+    assert code_digest("forgelib.phases.early") != early

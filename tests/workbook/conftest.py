@@ -22,7 +22,9 @@ def house(tmp_path, monkeypatch) -> Path:
     shutil.copytree(ROOT / "params", root / "params")
     for name in ("FORGE_PROFILE", "FORGE_DATASETS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(plan, "_code_digest", lambda: "the code of this test")  # files may be edited while it runs
+    monkeypatch.setattr(
+        plan, "_code_digest", lambda notebook: "the code of this test"
+    )  # files may be edited while it runs
     monkeypatch.chdir(root)
     return root
 

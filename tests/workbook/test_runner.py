@@ -70,9 +70,9 @@ def test_the_key_follows_everything_a_result_rests_on(house, write_chapter, monk
     assert step_keys(steps, {**auto, "data": "procedural"}) == step_keys(steps, {**auto, "data": "procedural"})
 
     monkeypatch.delenv("FORGE_DATASETS")
-    monkeypatch.setattr(plan, "_code_digest", lambda: "other code")
+    monkeypatch.setattr(plan, "_code_digest", lambda notebook: "other code")
     assert not set(step_keys(steps, auto).values()) & set(first.values())
-    monkeypatch.setattr(plan, "_code_digest", lambda: "the code of this test")
+    monkeypatch.setattr(plan, "_code_digest", lambda notebook: "the code of this test")
     write_chapter("00_environment", "2")
     changed = step_keys(steps, auto)
     assert changed["00_environment"] != first["00_environment"]
