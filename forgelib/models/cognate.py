@@ -6,6 +6,8 @@
 Shape legend: B batch, T new tokens, S keys in reach, D width, H heads.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
@@ -222,6 +224,16 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.model.embed_tokens = value
+
+    def set_dials(self, dials: Mapping[str, float]) -> None:
+        """Set halting threshold, recursion depth or memory horizon (`CognateConfig.dials`) of this built model."""
+        for name, value in dials.items():
+            if name not in self.config.dials:
+                raise ValueError(f"{name} is no dial of this model; there are {', '.join(self.config.dials)}")
+            setattr(self.config, name, value)
+        for block in self.model.blocks:
+            if block.memory is not None:
+                block.memory.ltm_tokens = self.config.ltm_tokens
 
     def forward(
         self,

@@ -30,6 +30,8 @@ class CognateConfig(PreTrainedConfig):
     """
 
     model_type = "cognate"
+    #: Settings that shape no weight and may be turned on a built model (`CognateForCausalLM.set_dials`).
+    dials = ("act_threshold", "max_cycles", "ltm_tokens")
     attribute_map = {  # noqa: RUF012 (the library's own form)
         "hidden_size": "d_model",
         "num_hidden_layers": "n_layers",

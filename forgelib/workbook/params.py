@@ -76,6 +76,7 @@ class CognateTrain(Parameters):
     tokens_per_step: int = Field(1024, ge=16, le=10_000_000, description="tokens in one optimizer step")
     muon_lr: float = Field(0.02, gt=0, le=1, description="learning rate of the hidden matrices, per step")
     adamw_lr: float = Field(0.003, gt=0, le=1, description="learning rate of embeddings, norms and biases, per step")
+    specialist_rate: float = Field(0.3, gt=0, le=1, description="a specialist's learning rates over the trunk's")
     d_model: int = Field(128, ge=16, le=8192, description="width of the residual stream; a multiple of 2 n_heads")
     d_ff: int = Field(384, ge=16, le=65_536, description="inner width of the feed-forward nets")
     n_layers: int = Field(3, ge=1, le=128, description="backbone blocks")

@@ -16,7 +16,7 @@ from forgelib.data import SPECIALISTS
 from forgelib.models import CognateForCausalLM
 from forgelib.phases.curriculum import TRUNK_CYCLES
 from forgelib.workbook.params import CognateDiversity, Parameters
-from forgelib.workbook.phase1 import CODE, load_model, set_dials, tags
+from forgelib.workbook.phase1 import CODE, load_model, tags
 
 #: The dials of the control: the trunk's.
 COMMON_DIALS = {"act_threshold": 0.95, "max_cycles": TRUNK_CYCLES, "ltm_tokens": 2048}
@@ -55,10 +55,10 @@ def common_dials(
     """The model with the dials that all share, for as long as the block lasts: the control of the diversity gate."""
     own = {name: getattr(model.config, name) for name in ("act_threshold", "max_cycles", "ltm_tokens")}
     try:
-        set_dials(model, COMMON_DIALS)
+        model.set_dials(COMMON_DIALS)
         yield
     finally:
-        set_dials(model, own)
+        model.set_dials(own)
 
 
 def halting_row(name: str, model: CognateForCausalLM, texts: torch.Tensor) -> dict:

@@ -129,16 +129,16 @@ def new_model(p: CognateTrain, bundle: DataBundle) -> CognateForCausalLM:
 def training_config(p: CognateTrain, bundle: DataBundle, part: str) -> PretrainConfig:
     """Stages and rates of "trunk" or of a specialist."""
     if part == "trunk":
-        stages = trunk_stages(bundle, p.trunk_steps, p.tokens_per_step)
+        stages, rate = trunk_stages(bundle, p.trunk_steps, p.tokens_per_step), 1.0
     else:
-        stages = specialist_stages(bundle, part, p.steps, p.tokens_per_step)
-    return PretrainConfig(stages, seed=p.seed, muon_lr=p.muon_lr, adamw_lr=p.adamw_lr)
+        stages, rate = specialist_stages(bundle, part, p.steps, p.tokens_per_step), p.specialist_rate
+    return PretrainConfig(stages, seed=p.seed, muon_lr=rate * p.muon_lr, adamw_lr=rate * p.adamw_lr)
 
 
 def specialise(model: CognateForCausalLM, specialist: str) -> None:
     """Give the trunk's copy its specialist's halting threshold and memory horizon (METHOD, Phase 1)."""
     expert = SPECIALISTS[specialist]
-    set_dials(model, {"act_threshold": expert.act_threshold, "ltm_tokens": expert.ltm_tokens})
+    model.set_dials({"act_threshold": expert.act_threshold, "ltm_tokens": expert.ltm_tokens})
 
 
 def forecast(p: CognateTrain, model: CognateForCausalLM) -> preflight.Forecast:
@@ -160,7 +160,7 @@ def open_training(p: CognateTrain, part: str, parents: list[Artifact]) -> Run:
     """The run of the trunk or of a specialist. The trunk's key leaves out what only the specialist reads."""
     facts = p.model_dump(exclude={"wandb_mode", "on_gate_failure", "checkpoint_every_seconds", "accuracy_samples"})
     if part == "trunk":
-        facts = {name: value for name, value in facts.items() if name not in ("specialist", "steps")}
+        facts = {name: value for name, value in facts.items() if name not in ("specialist", "steps", "specialist_rate")}
     return open_run(
         CognateTrain.NOTEBOOK,
         facts,
@@ -240,12 +240,3 @@ def compare(
         losses[name] = evaluate.losses_per_text(model, texts)
         right[name] = evaluate.answer_by_generation(model, bundle.tokenizer, prompts, wanted).correct
     return Comparison(losses, questions, {**right, "constant guess": evaluate.constant_guess(questions)})
-
-
-def set_dials(model: CognateForCausalLM, dials: Mapping[str, float]) -> None:
-    """Set halting threshold, recursion depth or memory horizon of a built model."""
-    for name, value in dials.items():
-        setattr(model.config, name, value)
-    for block in model.model.blocks:
-        if block.memory is not None:
-            block.memory.ltm_tokens = model.config.ltm_tokens
