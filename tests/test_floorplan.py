@@ -20,6 +20,9 @@ FLOORS = {
     "cli": 4,
     "server": 4,
 }
+#: Phase 2 is several ideas that rest on each other: genome and ledger, the workshop on them, who measures a population,
+#: the two searches, the controls.
+EVOMERGE = {"workshop", "population", "ray_population", "evomerge", "cmaes", "controls"}
 #: Inside a room only these files (and `__init__`) import their siblings. In core, `loop` joins what continues a run
 #: (random numbers, state) and `run` what a run is (artifacts, registry, tracking, loop).
 JOINING = {
@@ -27,7 +30,9 @@ JOINING = {
     "optim": {"mugrokfast"},
     "data": {"prepare"},
     "models": {"cognate"},
-    "phases": {"cognate"},
+    "merge": {"recipe", "check"},
+    "evaluate": {"fitness"},
+    "phases": {"cognate", *EVOMERGE},
     "workbook": {"runner"},
 }
 FILE_LINES, FUNCTION_LINES = 400, 60

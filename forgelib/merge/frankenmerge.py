@@ -1,0 +1,22 @@
+"""FrankenMerge: whole layers, each from one model, by a pattern that is cycled over the layers.
+
+    pattern "ABC": layer l comes from model A, B, C for l mod 3 = 0, 1, 2
+
+What lies outside the layers (embedding, final norm, head, a network that all layers share) comes from the first
+letter's model, all of it: the head must read what the norm before it was trained to give, and a tied head is the
+embedding. That model also gives layer 0, which is what reads the embedding.
+"""
+
+
+def layer_index(name: str) -> int | None:
+    """The layer of a tensor: the first number in its dotted name; None outside the layers.
+
+    "model.layers.3.mlp.experts.5.weight" and "model.blocks.3.out_proj.weight" lie in layer 3.
+    """
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def source(name: str, pattern: str) -> int:
+    """Which model gives this tensor: 0 for letter A, 1 for B and so on."""
+    layer = layer_index(name)
+    return ord(pattern[0 if layer is None else layer % len(pattern)]) - ord("A")
