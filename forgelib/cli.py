@@ -14,6 +14,8 @@ from forgelib.workbook.progress import duration
 HELP = "The Agent Forge workbook: run its notebooks, look at its runs, pause and stop them."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
+STRATEGIES = ("evolution", "cmaes")
+
 Profile = Annotated[str, typer.Option(help="smoke, laptop, gpu6gb or full; default: $FORGE_PROFILE, else laptop")]
 Seed = Annotated[int | None, typer.Option(help="root of every random stream; default: the profile's")]
 Data = Annotated[str | None, typer.Option(help="auto, real or procedural; default: the profile's")]
@@ -45,6 +47,35 @@ def report(profile: Profile = "", data: Data = None, seed: Seed = None, reports:
         raise ParameterError(f"nothing was run yet with these options ({folder} is not there); start with: forge run")
     for path in write_reports(asked, reports or reports_dir()):
         typer.echo(path)
+
+
+@app.command()
+def evo(
+    base_models: Annotated[str, typer.Option(help="folders of at least two models of one architecture: A,B,C")],
+    out: Annotated[
+        Path, typer.Option(help="folder of the champion, the ledger and the journal; continued if it is there")
+    ],
+    trunk: Annotated[Path | None, typer.Option(help="the model that they were fine-tuned from")] = None,
+    gens: Annotated[int, typer.Option(min=1, help="generations at most")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="root of every random stream")] = 0,
+    data: Annotated[str, typer.Option(help="auto, real or procedural rows to measure on")] = "auto",
+    strategy: Annotated[str, typer.Option(help="evolution or cmaes")] = "evolution",
+    workers: Annotated[int, typer.Option(min=0, help="processes that measure; 0 takes one a core")] = 0,
+) -> None:
+    """Evolve a champion out of any local Hugging Face models of one architecture."""
+    from forgelib.data import DataError
+    from forgelib.merge import MergeRefused
+    from forgelib.workbook.evo import Asked, run_evo
+
+    for name, value, allowed in (("data", data, ("auto", "real", "procedural")), ("strategy", strategy, STRATEGIES)):
+        if value not in allowed:
+            raise ParameterError(f"--{name} {value}: must be one of {', '.join(allowed)}")
+    models = tuple(Path(folder.strip()) for folder in base_models.split(",") if folder.strip())
+    asked = Asked(models, out, trunk, gens, seed, workers or None, strategy, data)
+    try:
+        typer.echo(f"champion  {run_evo(asked, typer.echo)}")
+    except (MergeRefused, DataError) as error:
+        raise ParameterError(str(error)) from None
 
 
 @app.command()

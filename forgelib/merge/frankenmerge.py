@@ -7,6 +7,8 @@ letter's model, all of it: the head must read what the norm before it was traine
 embedding. That model also gives layer 0, which is what reads the embedding.
 """
 
+from collections.abc import Iterable
+
 
 def layer_index(name: str) -> int | None:
     """The layer of a tensor: the first number in its dotted name; None outside the layers.
@@ -14,6 +16,19 @@ def layer_index(name: str) -> int | None:
     "model.layers.3.mlp.experts.5.weight" and "model.blocks.3.out_proj.weight" lie in layer 3.
     """
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def layer_group(name: str) -> str:
+    """What a tensor belongs to: "model.layers.3", another stack's "model.recursion.0", or "" outside of them."""
+    parts = name.split(".")
+    numbered = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbered[0] + 1]) if numbered else ""
+
+
+def layer_groups(names: Iterable[str]) -> list[str]:
+    """The groups of a model's tensors, sorted by stack and number; what lies outside comes first."""
+    found = {layer_group(name) for name in names}
+    return sorted(found, key=lambda group: (group.rpartition(".")[0], int(group.rpartition(".")[2] or 0)))
 
 
 def source(name: str, pattern: str) -> int:

@@ -8,6 +8,7 @@ from string import ascii_uppercase
 #: Inclusive ranges. A drop rate near one would multiply what is left by thousands.
 RANGES = {"t": (0.0, 1.0), "drop_rate": (0.0, 0.999), "top_k": (1e-6, 1.0), "scale": (0.0, 10.0)}
 PATTERN_LENGTH = 64
+LARGEST_EMPHASIS = 4.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Genes:
         scale: what the merged task vector is multiplied with, 0 to 10 (DARE, TIES).
         pattern: letters A, B, C, cycled over the layers, 1 to 64 of them (FrankenMerge).
         seed: of the random masks (DARE).
+        emphasis: a row for each group of tensors (`frankenmerge.layer_group`, cycled), a factor of 0 to 4 for each
+            model: by how much its weight counts more in that group (Linear, DARE). () means 1 everywhere.
     """
 
     weights: tuple[float, ...] | None = None
@@ -31,6 +34,7 @@ class Genes:
     scale: float = 1.0
     pattern: str = "ABC"
     seed: int = 0
+    emphasis: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self):
         for field, (low, high) in RANGES.items():
@@ -42,6 +46,10 @@ class Genes:
         if self.weights is not None:
             object.__setattr__(self, "weights", _checked_weights(self.weights))
         check_pattern(self.pattern, 3)
+        object.__setattr__(self, "emphasis", tuple(tuple(row) for row in self.emphasis))
+        for row in self.emphasis:
+            if not row or not all(_is_number(factor) and 0 <= factor <= LARGEST_EMPHASIS for factor in row):
+                raise ValueError(f"emphasis = {row}: must be numbers between 0 and {LARGEST_EMPHASIS:g}, one a model")
 
 
 def check_pattern(pattern: str, choices: int) -> None:

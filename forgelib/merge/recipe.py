@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .dare import Masks, add_what_stays
 from .dfs import inverse_variance_shares
-from .frankenmerge import source
+from .frankenmerge import layer_group, layer_groups, source
 from .genes import Genes, check_pattern
 from .linear import mean, shares
 from .slerp import circle_weights, combine
@@ -32,6 +32,8 @@ PAIRS = (("Linear", "SLERP"), ("DARE", "TIES"), ("FrankenMerge", "DFS"))
 RECIPES = tuple(f"{number:03b}" for number in range(8))
 #: A merged tensor, from its name and the parents' tensors with the trunk's last.
 OnTrunk = Callable[[str, list[Tensor]], Tensor]
+#: The models' weights for a tensor's name.
+WeightsOf = Callable[[str], list[float]]
 
 
 def linear(models: Sequence[Weights], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
@@ -61,7 +63,8 @@ def dare(
     only the masks' noise would be left.
     """
     _refuse_none(models)
-    return walk([*models, base], _dare(len(models), Genes(weights, drop_rate=drop_rate, seed=seed, scale=scale)))
+    n, genes = len(models), Genes(weights, drop_rate=drop_rate, seed=seed, scale=scale)
+    return walk([*models, base], _dare(n, genes, _weights_by_group(n, genes, base)))
 
 
 def ties(models: Sequence[Weights], base: Weights, top_k: float, scale: float = 1.0) -> dict[str, Tensor]:
@@ -118,12 +121,11 @@ class Recipe:
         n = len(models)
         if n < 2:
             raise MergeRefused(f"{n} models: a merge needs at least two parents.")
-        between = partial(_slerp_all, t=genes.t)
-        if self.bits[0] == "0":
-            between = partial(_mean, parts=shares(n, genes.weights))
-        on_trunk = _ties(models, base, genes, slack) if self.bits[1] == "1" else _dare(n, genes)
+        weights_of = _weights_by_group(n, genes, base)
+        between = _slerp_at(genes.t) if self.bits[0] == "1" else _mean_by_group(weights_of)
+        on_trunk = _ties(models, base, genes, slack) if self.bits[1] == "1" else _dare(n, genes, weights_of)
         join = _blend if self.bits[2] == "1" else partial(_pick, genes.pattern)
-        return lambda name, tensors: join(name, partial(between, tensors[:-1]), partial(on_trunk, name, tensors))
+        return lambda name, tensors: join(name, partial(between, name, tensors[:-1]), partial(on_trunk, name, tensors))
 
 
 def recipe(bits: str) -> Recipe:
@@ -148,14 +150,43 @@ def _slerp_all(tensors: list[Tensor], t: float) -> Tensor:
     return merged
 
 
-def _dare(n: int, genes: Genes) -> OnTrunk:
+def _weights_by_group(n: int, genes: Genes, base: Weights) -> WeightsOf:
+    """Each model's weight times its emphasis in the tensor's group; without emphasis they sum to one."""
     parts = shares(n, genes.weights)
+    if any(len(row) != n for row in genes.emphasis):
+        raise ValueError(f"emphasis = {genes.emphasis}: each row needs a factor for each of the {n} models")
+    rows = {group: _row(genes.emphasis, i) for i, group in enumerate(layer_groups(base))}
+
+    def weights(name: str) -> list[float]:
+        row = rows[layer_group(name)] if rows.get(layer_group(name)) else (1.0,) * n
+        return [part * factor for part, factor in zip(parts, row, strict=True)]
+
+    return weights
+
+
+def _row(emphasis: tuple[tuple[float, ...], ...], group: int) -> tuple[float, ...]:
+    return emphasis[group % len(emphasis)] if emphasis else ()
+
+
+def _slerp_at(t: float) -> OnTrunk:
+    return lambda name, tensors: _slerp_all(tensors, t)
+
+
+def _mean_by_group(weights_of: WeightsOf) -> OnTrunk:
+    """A point between the parents whatever the emphasis: the weights of a group are made to sum to one."""
 
     def merge(name: str, tensors: list[Tensor]) -> Tensor:
+        weights = weights_of(name)
+        return _mean(tensors, shares(len(tensors), weights if sum(weights) else None))
+
+    return merge
+
+
+def _dare(n: int, genes: Genes, weights_of: WeightsOf) -> OnTrunk:
+    def merge(name: str, tensors: list[Tensor]) -> Tensor:
         masks = [Masks(genes.drop_rate, genes.seed, index, name) for index in range(n)]
-        return by_pieces(
-            partial(add_what_stays, shares=parts, masks=masks, drop_rate=genes.drop_rate, scale=genes.scale), tensors
-        )
+        step = partial(add_what_stays, shares=weights_of(name), masks=masks, scale=genes.scale)
+        return by_pieces(partial(step, drop_rate=genes.drop_rate), tensors)
 
     return merge
 

@@ -111,8 +111,38 @@ class CognateDiversity(Parameters):
     on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
 
 
+class EvoMethods(Parameters):
+    """20_evomerge_methods: six techniques and eight recipes, each beside its formula and measured."""
+
+    NOTEBOOK = "20_evomerge_methods"
+
+    search_rows: int = Field(
+        30, ge=2, le=10_000, description="held-out rows of each dataset that recipes are scored on"
+    )
+    dials_of: Literal["reasoning", "memory", "speed"] = Field("memory", description="whose depth and threshold all use")
+    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
+
+
+class EvoEvolve(Parameters):
+    """21_evomerge_evolve: generations of merged models, a champion, its score on data the search never saw."""
+
+    NOTEBOOK = "21_evomerge_evolve"
+
+    generations: int = Field(50, ge=1, le=10_000, description="generations at most")
+    population: int = Field(8, ge=8, le=256, description="members of a generation")
+    patience: int = Field(5, ge=1, le=10_000, description="generations without a gain of 0.001 before the search ends")
+    budget_minutes: float = Field(120.0, gt=0, le=100_000, description="minutes of measuring before the search ends")
+    search_rows: int = Field(30, ge=2, le=10_000, description="held-out rows of each dataset that the search sees")
+    champion_rows: int = Field(250, ge=5, le=100_000, description="unseen rows of each dataset that score the champion")
+    workers: int = Field(0, ge=0, le=1024, description="processes that measure children; 0 takes one a core")
+    controls: Literal["all", "untrained"] = Field("all", description="all also trains four models and runs CMA-ES")
+    fitness_threshold: float = Field(1.2, ge=0, le=10, description="champion's fitness needed; the parents' mean is 1")
+    wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
+    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
+
+
 MODELS: dict[str, type[Parameters]] = {
-    model.NOTEBOOK: model for model in (Environment, CognateData, CognateTrain, CognateDiversity)
+    model.NOTEBOOK: model for model in (Environment, CognateData, CognateTrain, CognateDiversity, EvoMethods, EvoEvolve)
 }
 P = TypeVar("P", bound=Parameters)
 

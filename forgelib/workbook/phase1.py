@@ -161,6 +161,8 @@ def open_training(p: CognateTrain, part: str, parents: list[Artifact]) -> Run:
     facts = p.model_dump(exclude={"wandb_mode", "on_gate_failure", "checkpoint_every_seconds", "accuracy_samples"})
     if part == "trunk":
         facts = {name: value for name, value in facts.items() if name not in ("specialist", "steps", "specialist_rate")}
+    elif part != p.specialist:  # a control that Phase 2 trains
+        facts |= {"part": part}
     return open_run(
         CognateTrain.NOTEBOOK,
         facts,

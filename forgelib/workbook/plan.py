@@ -52,6 +52,8 @@ PLAN: tuple[Step, ...] = (
     Step("10_cognate_data"),
     *(Step("11_cognate_train", {"specialist": name}, needs=("10_cognate_data",)) for name in SPECIALISTS),
     Step("12_cognate_diversity", needs=tuple(f"11_cognate_train-{name}" for name in SPECIALISTS)),
+    Step("20_evomerge_methods", needs=("12_cognate_diversity",)),
+    Step("21_evomerge_evolve", needs=("12_cognate_diversity",)),
 )
 
 

@@ -320,3 +320,19 @@ def test_two_parents_and_five_merge_as_well(trunk):
         models = [weights(10 + i, trunk, 0.5) for i in range(n)]
         for bits in RECIPES:
             assert bool(flat(recipe(bits).merge(models, trunk)).isfinite().all())
+
+
+def test_emphasis_turns_the_weights_of_one_group_alone():
+    """Groups in order: outside, layers.0, layers.1; Linear keeps weights that sum to one, DARE adds as much as asked."""
+    names = ("embed.weight", "layers.0.weight", "layers.1.weight")
+    base = {name: torch.zeros(3) for name in names}
+    models = [{name: torch.full((3,), value) for name in names} for value in (1.0, 3.0)]
+    emphasis = ((1, 1), (0, 1), (2, 2))
+    alone = Genes(pattern="A", emphasis=emphasis)
+    assert [recipe("000").merge(models, base, alone)[name][0].item() for name in names] == [2.0, 3.0, 2.0]
+    added = Genes(pattern="B", drop_rate=0.0, scale=1.5, emphasis=emphasis)
+    assert [recipe("000").merge(models, base, added)[name][0].item() for name in names] == [3.0, 2.25, 6.0]
+    with pytest.raises(ValueError, match="each row needs a factor for each of the 2 models"):
+        recipe("000").merge(models, base, Genes(emphasis=((1, 1, 1),)))
+    with pytest.raises(ValueError, match="between 0 and 4"):
+        Genes(emphasis=((1, -1),))

@@ -1,0 +1,177 @@
+"""Phase 2: evolution of merged models, generation by generation (METHOD, Phase 2).
+
+    for record in evolve(config, measure, ledger):
+        ...
+
+yields one record per generation and may be left at any moment. Every draw comes from the seed and the generation's
+number, and what was measured stands in the ledger: started again, the search retraces its steps without measuring
+anything twice and ends with the same champion.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from forgelib.core.loop import Control
+from forgelib.core.rng import stream
+from forgelib.merge import RECIPES
+from forgelib.phases.genome import Genome, chaos, default_genome, diversity, linear_genome, mutated, random_genome
+from forgelib.phases.ledger import Ledger
+
+#: genomes -> for each {"fitness": float, "replaced": why it counts as Linear or "", "terms": {...}}, in their order
+Measure = Callable[[Sequence[Genome]], list[dict]]
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """How a population evolves; defaults as given in METHOD. `budget_seconds` counts time spent measuring."""
+
+    n_models: int
+    n_layers: int
+    seed: int
+    generations: int = 50
+    population: int = 8
+    elites: int = 2
+    tournament: int = 3
+    losers: int = 6
+    least_diversity: float = 0.3
+    patience: int = 5
+    least_gain: float = 0.001
+    budget_seconds: float = 7200.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """A genome in a population: how it came about, and the keys of what it came from."""
+
+    genome: Genome
+    how: str
+    parents: tuple[str, ...] = ()
+
+
+class SearchStopped(RuntimeError):
+    """The search was stopped from outside; its ledger is kept."""
+
+    def __init__(self, generation: int, total: int):
+        super().__init__(f"stopped on request after generation {generation} of {total}: start it again to go on")
+
+
+def evolve(config: EvolutionConfig, measure: Measure, ledger: Ledger, control: Control | None = None) -> Iterator[dict]:
+    """Records of the generations, the first of which holds all eight recipes as METHOD gives them.
+
+    A record has step (the generation), best, mean and worst (fitness on the search split), diversity and
+    diversity_before (the rescue), recipes (bits of the population), evaluations so far, fresh and chaos (how many
+    members came that way), spent_seconds, champion (its genome), family (members new in this generation) and ended
+    ("" or why no generation follows). Raises SearchStopped when `control` asked for it.
+    """
+    population = first_population(config)
+    before = diversity([m.genome for m in population])
+    best, stale, seen = float("-inf"), 0, {}
+    for generation in range(config.generations):
+        if control is not None and control.wait() == "stop":
+            control.request("resume")
+            raise SearchStopped(generation, config.generations)
+        found = measured([m.genome for m in population], measure, ledger)
+        seen |= found
+        ranked = sorted(population, key=lambda m: (-found[m.genome.key]["fitness"], m.genome.key))
+        leader = found[ranked[0].genome.key]["fitness"]
+        best, stale = (leader, 0) if leader >= best + config.least_gain else (best, stale + 1)
+        record = record_of(config, generation, population, ranked, seen, before)
+        record["ended"] = why_ended(config, generation, stale, record["spent_seconds"])
+        yield record
+        if record["ended"]:
+            return
+        population, before = next_population(ranked, config, generation + 1)
+
+
+def first_population(config: EvolutionConfig) -> list[Member]:
+    """The eight recipes as given, with the dials of each parent in turn; beyond eight, random genomes."""
+    given = [default_genome(bits, config.n_models, config.n_layers) for bits in RECIPES]
+    members = [Member(replace(g, dials=i % config.n_models), "given") for i, g in enumerate(given)]
+    dice = random.Random(stream(config.seed, "generation", 0))
+    while len(members) < config.population:
+        members.append(Member(random_genome(dice, config.n_models, config.n_layers), "fresh"))
+    return members
+
+
+def measured(genomes: Sequence[Genome], measure: Measure, ledger: Ledger) -> dict[str, dict]:
+    """key -> result of each genome, from the ledger where it stands there, measured together otherwise."""
+    missing = list({g.key: g for g in genomes if g.key not in ledger}.values())
+    if missing:
+        started = time.perf_counter()
+        results = measure(missing)
+        seconds = (time.perf_counter() - started) / len(missing)
+        for genome, result in zip(missing, results, strict=True):
+            ledger.write(genome.key, {"genome": genome.to_dict(), "seconds": seconds, **result})
+    return {g.key: ledger[g.key] for g in genomes}
+
+
+def next_population(ranked: Sequence[Member], config: EvolutionConfig, generation: int) -> tuple[list[Member], float]:
+    """Elites, chaos children of the losers, and mutated winners of tournaments; then fresh blood until the recipes are
+    diverse again. Also the diversity before that."""
+    dice = random.Random(stream(config.seed, "generation", generation))
+    elites = [Member(m.genome, "elite", (m.genome.key,)) for m in ranked[: config.elites]]
+    losers = [m.genome for m in ranked[-config.losers :]]
+    members = list(elites)
+    for group in (losers[0::2], losers[1::2]):
+        child = chaos(group, dice, config.n_layers)
+        members.append(Member(child, "chaos", tuple(g.key for g in group)))
+    while len(members) < config.population:
+        winner = min(dice.sample(range(len(ranked)), config.tournament))  # ranked: the smallest index is the fittest
+        parent = ranked[winner].genome
+        members.append(Member(mutated(parent, dice), "mutation", (parent.key,)))
+    before = diversity([m.genome for m in members])
+    place = len(members) - 1
+    while place >= len(elites) and diversity([m.genome for m in members]) <= config.least_diversity:
+        members[place] = Member(_most_different(members, dice, config), "fresh")
+        place -= 1
+    return members, before
+
+
+def _most_different(members: Sequence[Member], dice: random.Random, config: EvolutionConfig) -> Genome:
+    """A random genome of the recipe that differs from the population's in most bits."""
+    taken = [m.genome.bits for m in members]
+    bits = max(RECIPES, key=lambda r: (sum(a != b for one in taken for a, b in zip(r, one, strict=True)), r))
+    return random_genome(dice, config.n_models, config.n_layers, bits)
+
+
+def why_ended(config: EvolutionConfig, generation: int, stale: int, spent: float) -> str:
+    """Why no generation follows this one, or "". stale: for how many generations nothing was gained."""
+    if generation + 1 == config.generations:
+        return "all generations done"
+    if stale >= config.patience:
+        return f"no gain of {config.least_gain:g} in {config.patience} generations"
+    if spent >= config.budget_seconds:
+        return f"the budget of {config.budget_seconds:g} s is spent"
+    return ""
+
+
+def record_of(
+    config: EvolutionConfig, generation: int, population: list, ranked: list, seen: dict, before: float
+) -> dict:
+    """The record of a generation; `seen` holds the results of this search so far, and not what else the ledger has."""
+    fitness, champion = [seen[m.genome.key]["fitness"] for m in ranked], ranked[0].genome
+    if seen[champion.key]["replaced"]:  # what was measured in its place
+        champion = linear_genome(config.n_models, config.n_layers)
+    made = [m.how for m in population]
+    return {
+        "step": generation,
+        "best": fitness[0],
+        "mean": sum(fitness) / len(fitness),
+        "worst": fitness[-1],
+        "diversity_before": before,
+        "diversity": diversity([m.genome for m in population]),
+        "recipes": [m.genome.bits for m in population],
+        "evaluations": len(seen),
+        "chaos": made.count("chaos"),
+        "fresh": made.count("fresh"),
+        "replaced": sum(bool(seen[m.genome.key]["replaced"]) for m in population),
+        "spent_seconds": round(sum(result["seconds"] for result in seen.values()), 2),
+        "champion": champion.to_dict(),
+        "family": [
+            {"key": m.genome.key, "how": m.how, "bits": m.genome.bits, "parents": list(m.parents)}
+            for m in population
+            if m.how != "elite"
+        ],
+    }

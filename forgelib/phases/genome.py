@@ -1,0 +1,170 @@
+"""A genome: which recipe a child is merged by, its continuous genes, and where its dials come from (METHOD, Phase 2).
+
+bits choose the recipe; weights, t, drop_rate, top_k, scale and pattern turn its techniques; `dials` names the model
+whose settings that are no weights (halting threshold, depth, memory horizon) the child takes. A chaos child merges
+three losers of its own generation instead of the parents: `of` holds their genomes.
+"""
+
+import hashlib
+import json
+import random
+from dataclasses import asdict, dataclass, replace
+
+from forgelib.merge import RECIPES, Genes
+
+#: Range and step (standard deviation) of a small change of each continuous gene.
+RANGES = {"t": (0.0, 1.0, 0.15), "drop_rate": (0.0, 0.95, 0.2), "top_k": (0.05, 1.0, 0.2), "scale": (0.3, 3.0, 0.25)}
+WEIGHT_STEP, MASK_SEEDS, DEEPEST_CHAOS = 0.15, 1000, 3
+EMPHASIS_STEP, LARGEST_EMPHASIS = 0.3, 3.0
+BIT_FLIP, GENE_CHANGE, DIALS_CHANGE = 0.2, 0.5, 0.15
+LETTERS = "ABC"
+#: What each bit's choice expresses; the other genes are silent and change nothing.
+EXPRESSED = (
+    ({"weights", "emphasis"}, {"t"}),
+    ({"weights", "emphasis", "drop_rate", "scale", "mask_seed"}, {"top_k", "scale"}),
+    ({"pattern"}, set()),
+)
+
+
+@dataclass(frozen=True)
+class Genome:
+    """weights: one for each model that is merged, summing to 1. pattern: a letter a layer. dials: index of a model.
+
+    emphasis: by how much more a model's weight counts, a row for what lies outside the layers, one a layer, and one for
+    a further stack such as a recursion net; 1 throughout means the same weights everywhere.
+    """
+
+    bits: str
+    weights: tuple[float, ...]
+    pattern: str
+    t: float = 0.5
+    drop_rate: float = 0.9
+    top_k: float = 0.2
+    scale: float = 1.0
+    dials: int = 0
+    mask_seed: int = 0
+    emphasis: tuple[tuple[float, ...], ...] = ()
+    of: tuple["Genome", ...] = ()
+
+    @property
+    def genes(self) -> Genes:
+        """What the recipe of `forgelib.merge` takes."""
+        continuous = (self.weights, self.t, self.drop_rate, self.top_k, self.scale)
+        return Genes(*continuous, self.pattern, self.mask_seed, self.emphasis)
+
+    @property
+    def expressed(self) -> dict:
+        """The genes that shape the child, and no silent ones."""
+        named = {"bits", "dials"}.union(*(EXPRESSED[i][int(bit)] for i, bit in enumerate(self.bits)))
+        return {name: getattr(self, name) for name in sorted(named)} | {"of": [one.expressed for one in self.of]}
+
+    @property
+    def key(self) -> str:
+        """Hash of the expressed genes: genomes of one key are one child, measured once."""
+        return hashlib.sha256(json.dumps(self.expressed).encode()).hexdigest()[:16]
+
+    @property
+    def depth(self) -> int:
+        """0 for a merge of the parents, 1 for a merge of such merges, and so on."""
+        return 1 + max(one.depth for one in self.of) if self.of else 0
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Genome":
+        nested = tuple(cls.from_dict(one) for one in values["of"])
+        emphasis = tuple(tuple(row) for row in values["emphasis"])
+        return cls(**{**values, "weights": tuple(values["weights"]), "emphasis": emphasis, "of": nested})
+
+
+def default_genome(bits: str, n_models: int, n_layers: int) -> Genome:
+    """A recipe as METHOD gives it."""
+    pattern = (LETTERS * n_layers)[: max(1, n_layers)]
+    return Genome(bits, _shares([1.0] * n_models), pattern, emphasis=((1.0,) * n_models,) * (n_layers + 2))
+
+
+def linear_genome(n_models: int, n_layers: int, dials: int = 0) -> Genome:
+    """The parents' plain mean: every layer, and what lies outside the layers, is the first stage's Linear."""
+    return replace(default_genome("000", n_models, n_layers), pattern="A" * max(1, n_layers), dials=dials)
+
+
+def random_genome(dice: random.Random, n_models: int, n_layers: int, bits: str | None = None) -> Genome:
+    """Fresh blood: every gene drawn evenly from its range."""
+    drawn = {name: _rounded(dice.uniform(low, high)) for name, (low, high, _) in RANGES.items()}
+    return Genome(
+        bits or dice.choice(RECIPES),
+        _shares([dice.expovariate(1.0) for _ in range(n_models)]),
+        "".join(dice.choice(LETTERS) for _ in range(max(1, n_layers))),
+        dials=dice.randrange(n_models),
+        mask_seed=dice.randrange(MASK_SEEDS),
+        emphasis=((1.0,) * n_models,) * (n_layers + 2),
+        **drawn,
+    )
+
+
+def mutated(genome: Genome, dice: random.Random) -> Genome:
+    """A copy with flipped bits and small changes; never the same child again."""
+    child = genome
+    while child.key == genome.key:
+        child = _changed(genome, dice)
+    return child
+
+
+def _changed(genome: Genome, dice: random.Random) -> Genome:
+    bits = "".join(str(1 - int(bit)) if dice.random() < BIT_FLIP else bit for bit in genome.bits)
+    moved = {}
+    for name, (low, high, step) in RANGES.items():
+        if dice.random() < GENE_CHANGE:
+            moved[name] = _rounded(min(high, max(low, getattr(genome, name) + dice.gauss(0, step))))
+    if dice.random() < GENE_CHANGE:
+        moved["weights"] = _shares([max(0.0, w + dice.gauss(0, WEIGHT_STEP)) for w in genome.weights])
+    if dice.random() < GENE_CHANGE:
+        moved["emphasis"] = _with_a_changed_row(genome.emphasis, dice)
+    if dice.random() < GENE_CHANGE:
+        place = dice.randrange(len(genome.pattern))
+        moved["pattern"] = genome.pattern[:place] + dice.choice(LETTERS) + genome.pattern[place + 1 :]
+    if dice.random() < DIALS_CHANGE:
+        moved["dials"] = dice.randrange(len(genome.weights))
+    if dice.random() < DIALS_CHANGE:
+        moved["mask_seed"] = dice.randrange(MASK_SEEDS)
+    return replace(genome, bits=bits, **moved)
+
+
+def chaos(losers: list[Genome], dice: random.Random, n_layers: int) -> Genome:
+    """Three losers merged by a recipe of the dice, with its default genes.
+
+    Losers that are themselves chaos of the deepest kind enter with their own genes, but merging the parents.
+    """
+    flat = tuple(one if one.depth < DEEPEST_CHAOS else _flattened(one) for one in losers)
+    merged = default_genome(dice.choice(RECIPES), len(flat), n_layers)
+    return replace(
+        merged, of=flat, drop_rate=0.5, dials=dice.randrange(len(flat)), mask_seed=dice.randrange(MASK_SEEDS)
+    )
+
+
+def _flattened(genome: Genome) -> Genome:
+    return genome.of[0] if not genome.of[0].of else _flattened(genome.of[0])
+
+
+def _with_a_changed_row(emphasis: tuple[tuple[float, ...], ...], dice: random.Random) -> tuple[tuple[float, ...], ...]:
+    rows, place = list(emphasis), dice.randrange(len(emphasis))
+    moved = (factor + dice.gauss(0, EMPHASIS_STEP) for factor in rows[place])
+    rows[place] = tuple(_rounded(min(LARGEST_EMPHASIS, max(0.0, factor))) for factor in moved)
+    return tuple(rows)
+
+
+def _shares(weights: list[float]) -> tuple[float, ...]:
+    """Rounded to four digits, and summing to 1 but for the rounding; equal where all are zero."""
+    total = sum(weights)
+    return tuple(_rounded(w / total) if total > 0 else _rounded(1 / len(weights)) for w in weights)
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)
+
+
+def diversity(genomes: list[Genome]) -> float:
+    """Mean share of the three recipe bits in which two members differ: 0 for one recipe, 4/7 for all eight once."""
+    pairs = [(a, b) for i, a in enumerate(genomes) for b in genomes[i + 1 :]]
+    return sum(sum(x != y for x, y in zip(a.bits, b.bits, strict=True)) / 3 for a, b in pairs) / max(1, len(pairs))

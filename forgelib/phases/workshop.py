@@ -1,0 +1,144 @@
+"""From a genome to a measured child: merge, see whether it is whole, read the held-out texts, compare with the parents.
+
+A Workshop is the same wherever it stands (this process, a pool's worker, a Ray worker): it is made from folders and
+texts, computes with one thread, and so gives the same fitness to the last bit.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import forgelib.models  # noqa: F401 (registers Cognate with the Auto classes)
+from forgelib.core.sizing import count_parameters
+from forgelib.evaluate.fitness import Yardstick, fitness_weights
+from forgelib.evaluate.texts import Scores, Texts, score_texts
+from forgelib.merge import MergeRefused, read_lazily, recipe
+from forgelib.phases.genome import Genome, linear_genome
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a workshop is made from: model folders and the search split. Small enough to send to a worker."""
+
+    parents: tuple[str, ...]
+    trunk: str
+    texts: Texts
+    device: str = "cpu"
+
+
+class Workshop:
+    """Builds and measures children of `plan.parents`; `yardstick` holds the parents' own scores on its texts."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.weights = [read_lazily(Path(folder)) for folder in plan.parents]
+        self.trunk = read_lazily(Path(plan.trunk))
+        self.model = load_for_scoring(plan.parents[0], plan.device)
+        self.dials = [dials_of(folder) for folder in plan.parents]
+        with one_thread():
+            scores = [score_texts(load_for_scoring(folder, plan.device), plan.texts) for folder in plan.parents]
+        self.yardstick = Yardstick(scores, plan.texts.category, fitness_weights(count_parameters(self.model)))
+
+    def build(self, genome: Genome) -> dict[str, Tensor]:
+        """The child's weights. Raises MergeRefused where the parents do not fit together."""
+        models = [self.build(one) for one in genome.of] if genome.of else self.weights
+        return recipe(genome.bits).merge(models, self.trunk, genome.genes)
+
+    def dials_for(self, genome: Genome) -> dict:
+        """Settings of the model that the genome's `dials` names; through a chaos child, of that loser's."""
+        return self.dials_for(genome.of[genome.dials]) if genome.of else self.dials[genome.dials]
+
+    def scores(self, genome: Genome) -> Scores:
+        """What the child does on the texts. Raises Unsound where it is not fit to be measured."""
+        with one_thread():
+            return self.read(self.build(genome), self.dials_for(genome))
+
+    def read(self, weights: Mapping[str, Tensor], dials: Mapping[str, float]) -> Scores:
+        """What a model with these weights and dials does on the texts. Raises Unsound where it does not work."""
+        if fault := _fault(weights, self.trunk):
+            raise Unsound(fault)
+        load_weights(self.model, weights)
+        if dials:
+            self.model.set_dials(dials)
+        with one_thread():
+            scores = score_texts(self.model, self.plan.texts)
+        if not np.isfinite(scores.losses).all():
+            raise Unsound("its forward pass gives numbers that are not finite")
+        return scores
+
+    def measure(self, genome: Genome) -> dict:
+        """fitness, its terms, and `replaced`: why the child is none and Linear was measured in its place, or ""."""
+        replaced = ""
+        try:
+            scores = self.scores(genome)
+        except Unsound as fault:
+            replaced = str(fault)
+            scores = self.scores(linear_genome(len(self.weights), 1))
+        fitness = self.yardstick.fitness(scores)
+        return {"fitness": fitness, "terms": self.yardstick.terms(scores), "replaced": replaced}
+
+
+class Unsound(RuntimeError):
+    """A child that cannot be measured; the text says why."""
+
+
+def load_for_scoring(folder: str | Path, device: str = "cpu") -> torch.nn.Module:
+    """A model folder, float32, ready to be measured."""
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).to(device).eval()
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put merged weights into a model; a tied tensor needs one of its names only."""
+    missing, surplus = model.load_state_dict(weights, strict=False)
+    own = model.state_dict(keep_vars=True)
+    given = {own[name].data_ptr() for name in weights if name in own}
+    unfilled = [name for name in missing if own[name].data_ptr() not in given]
+    if unfilled or surplus:
+        raise MergeRefused(f"the merged weights do not fill the model: {(unfilled + surplus)[0]} is the first misfit")
+
+
+def dials_of(folder: str | Path) -> dict:
+    """The settings of a model that are no weights and no shapes; none for a model that does not name any."""
+    config = load_config(folder)
+    return {name: getattr(config, name) for name in getattr(config, "dials", ())}
+
+
+def load_config(folder: str | Path):
+    """The configuration of a local model folder."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(folder))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums are ordered alike on every machine of a kind only when one thread makes them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fault(weights: Mapping[str, Tensor], trunk: Mapping[str, Tensor]) -> str:
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            continue
+        if not bool(tensor.isfinite().all()):
+            return f"{name} holds NaN or Inf"
+        if _is_constant(tensor) and name in trunk and not _is_constant(trunk[name]):
+            return f"{name} has zero variance"
+    return ""
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """By its extremes: the variance of equal numbers is rounded to a little above zero."""
+    low, high = torch.aminmax(tensor)
+    return bool(low == high)

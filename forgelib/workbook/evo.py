@@ -1,0 +1,151 @@
+"""`forge evo`: the search of Phase 2 over any local Hugging Face folders of one architecture, without a notebook.
+
+OUT/champion         the model folder, with its tokenizer
+OUT/metrics.jsonl    a record a generation; OUT/evaluations.jsonl every measured child
+OUT/standing.json    champion, parents, plain mean and ensemble on rows that the search never saw
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+from forgelib.core.tracking import Tracker
+from forgelib.data import Example
+from forgelib.data.catalogue import CATALOGUE
+from forgelib.data.packing import encode_examples
+from forgelib.data.prepare import load_rows
+from forgelib.evaluate.texts import Texts, batch_texts
+from forgelib.merge import MergeRefused, check_parents, linear
+from forgelib.phases.cmaes import evolve_cmaes
+from forgelib.phases.evomerge import EvolutionConfig, evolve
+from forgelib.phases.genome import Genome
+from forgelib.phases.ledger import Ledger
+from forgelib.phases.population import LocalPopulation
+from forgelib.phases.workshop import Plan, Workshop, load_config, load_weights
+from forgelib.workbook.contest import contenders, standing
+from forgelib.workbook.phase2 import LEDGER, Family
+from forgelib.workbook.tables import number
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for. rows are those of each dataset: searched on, and unseen."""
+
+    models: tuple[Path, ...]
+    out: Path
+    trunk: Path | None = None
+    generations: int = 50
+    seed: int = 0
+    workers: int | None = None
+    strategy: str = "evolution"
+    data: str = "auto"
+    search_rows: int = 20
+    champion_rows: int = 100
+    max_tokens: int = 256
+
+
+def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
+    """Search, judge and write the champion; `say` gets a line now and then. Returns the champion's folder.
+
+    Started again with the same options it goes on where it was. Raises MergeRefused before any work where the models do
+    not fit together or have no tokenizer.
+    """
+    config_of = [load_config(folder) for folder in asked.models if (folder / "config.json").is_file()]
+    dials = getattr(config_of[0], "dials", ()) if config_of else ()
+    weights = check_parents(list(asked.models), asked.trunk, may_differ=dials)
+    tokenizer = _tokenizer(asked.models[0])
+    asked.out.mkdir(parents=True, exist_ok=True)
+    _same_question(asked)
+    trunk = asked.trunk or _mean_as_trunk(asked, weights, say)
+    parents = Family({folder.name: folder for folder in asked.models}, trunk, [])
+    seen, unseen = _splits(asked, tokenizer)
+    plan = Plan(tuple(map(str, asked.models)), str(trunk), seen)
+    champion = _search(asked, plan, config_of[0].num_hidden_layers, say)
+    judge = Workshop(replace(plan, texts=unseen))
+    found = standing(judge, contenders(judge, champion, parents), asked.seed)
+    for row in found.rows():
+        say(f"  {row['model']:32} {number(row['fitness']):>8}  [{number(row['low'])}, {number(row['high'])}]")
+    (asked.out / "standing.json").write_text(json.dumps(found.rows(), indent=1))
+    return _write(asked, Workshop(plan), champion, tokenizer)
+
+
+def _search(asked: Asked, plan: Plan, n_layers: int, say: Callable[[str], object]) -> Genome:
+    config = EvolutionConfig(len(asked.models), n_layers, asked.seed, generations=asked.generations)
+    steps = {"evolution": evolve, "cmaes": evolve_cmaes}[asked.strategy]
+    tracker = Tracker(asked.out, run_name="phase2-evomerge", config={}, wandb_mode="disabled")
+    with LocalPopulation(plan, asked.workers) as measure:
+        for record in tracker.follow(steps(config, measure, Ledger(asked.out / LEDGER))):
+            say(f"  generation {record['step']}: best {record['best']:.4f}, diversity {record['diversity']:.2f}")
+    say(f"  ended: {record['ended']}; {record['evaluations']} children measured")
+    return Genome.from_dict(record["champion"])
+
+
+def _splits(asked: Asked, tokenizer) -> tuple[Texts, Texts]:
+    """Rows to search on, and test rows that the search never sees, of every dataset that is within reach."""
+    seen, unseen = [], []
+    for name in CATALOGUE:
+        seen += load_rows(name, "heldout", source=asked.data, limit=asked.search_rows, seed=asked.seed).examples
+    prompts = {example.prompt for example in seen}
+    for name, spec in CATALOGUE.items():
+        if not spec.optional:
+            rows = load_rows(name, "test", source=asked.data, limit=asked.champion_rows, seed=asked.seed).examples
+            unseen += [example for example in rows if example.prompt not in prompts]
+    return _texts(seen, tokenizer, asked.max_tokens), _texts(unseen, tokenizer, asked.max_tokens)
+
+
+def _texts(examples: list[Example], tokenizer, max_tokens: int) -> Texts:
+    pairs = list(zip(examples, encode_examples(tokenizer, examples), strict=True))
+    kept = [(e.category, ids) for e, ids in pairs if len(ids[0]) + len(ids[1]) > 1]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    return batch_texts([ids for _, ids in kept], [c for c, _ in kept], pad_token_id=pad, max_tokens=max_tokens)
+
+
+def _tokenizer(folder: Path):
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        first = str(error).split("\n")[0]
+        raise MergeRefused(
+            f"{folder} has no tokenizer that can be read ({first}). Copy its tokenizer.json in."
+        ) from None
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise MergeRefused(f"{folder} has a slow tokenizer only. Save it with tokenizer.json (a fast tokenizer).")
+    return tokenizer
+
+
+def _mean_as_trunk(asked: Asked, weights: list, say: Callable[[str], object]) -> Path:
+    say("no --trunk: task vectors start at the parents' mean and sum to zero, so DARE can only add noise")
+    folder = asked.out / "mean"
+    folder.mkdir(exist_ok=True)
+    save_file({name: t.contiguous() for name, t in linear(weights).items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text((asked.models[0] / "config.json").read_text())
+    return folder
+
+
+def _same_question(asked: Asked) -> None:
+    """Refuse a folder that holds another search: its ledger answers another question."""
+    facts = {name: str(value) for name, value in vars(asked).items() if name not in ("out", "workers", "generations")}
+    facts["weights"] = str(
+        [[f.stat().st_size, f.stat().st_mtime_ns] for m in asked.models for f in sorted(m.iterdir())]
+    )
+    note = asked.out / "asked.json"
+    if note.is_file() and json.loads(note.read_text()) != facts:
+        raise MergeRefused(
+            f"{asked.out} holds a search with other models or options. Give another --out, or delete it."
+        )
+    note.write_text(json.dumps(facts, indent=1))
+
+
+def _write(asked: Asked, workshop: Workshop, champion: Genome, tokenizer) -> Path:
+    load_weights(workshop.model, workshop.build(champion))
+    if dials := workshop.dials_for(champion):
+        workshop.model.set_dials(dials)
+    folder = asked.out / "champion"
+    workshop.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "genome.json").write_text(json.dumps(champion.to_dict(), indent=1))
+    return folder

@@ -1,0 +1,171 @@
+"""What the Phase 2 notebooks share: the parents, the two splits, the search and its records.
+
+A notebook shows each of these steps; here is only the joining of parameters, runs and artifacts.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from forgelib.core.artifacts import Artifact, load_artifact
+from forgelib.core.paths import runs_dir
+from forgelib.core.registry import Registry
+from forgelib.core.rng import stream
+from forgelib.core.run import Run, latest_artifact, open_run
+from forgelib.core.tracking import JOURNAL, read_journal
+from forgelib.data import DataError, Example
+from forgelib.data.leakage import leaked_prompts
+from forgelib.data.packing import encode_examples
+from forgelib.data.prepare import DataBundle, load_rows
+from forgelib.evaluate.texts import Texts, batch_texts
+from forgelib.merge import check_parents
+from forgelib.models import CognateConfig
+from forgelib.phases.cmaes import evolve_cmaes
+from forgelib.phases.evomerge import EvolutionConfig, Measure, evolve
+from forgelib.phases.ledger import Ledger
+from forgelib.phases.workshop import Plan, load_config
+from forgelib.workbook import phase1
+from forgelib.workbook.params import EvoEvolve, Parameters
+
+#: Whose change makes a finished run of Phase 2 stale: these modules and what they import.
+CODE = ("forgelib.workbook.phase2", "forgelib.workbook.contest")
+LEDGER = "evaluations.jsonl"
+STRATEGIES = {"evolution": evolve, "cmaes": evolve_cmaes}
+
+
+@dataclass(frozen=True)
+class Family:
+    """The parents by name, the trunk they come from, and the artifact that says they belong together."""
+
+    folders: dict[str, Path]
+    trunk: Path
+    artifacts: list[Artifact] = field(repr=False)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.folders)
+
+    @property
+    def n_layers(self) -> int:
+        return load_config(self.trunk).num_hidden_layers
+
+
+def family(p: Parameters) -> Family:
+    """The parents that 12_cognate_diversity published, checked to fit. Raises MissingInput naming what makes them, and
+    MergeRefused naming the first mismatch."""
+    hint = "Make it:  papermill 12_cognate_diversity.ipynb out.ipynb"
+    together = latest_artifact("cognate-parents", phase1.tags(p), hint)
+    named = json.loads((together.path / "parents.json").read_text())["parents"]
+    registry, artifacts = Registry(runs_dir()), {}
+    for name, fact in named.items():
+        (row,) = [row for row in registry.find(name=fact["name"]) if row["digest"] == fact["digest"]]
+        artifacts[name] = load_artifact(row["path"])
+    trunk = _trunk_of(next(iter(artifacts.values())))
+    folders = {name: artifact.path / "model" for name, artifact in artifacts.items()}
+    check_parents(list(folders.values()), trunk / "model", may_differ=CognateConfig.dials, labels=list(folders))
+    return Family(folders, trunk / "model", [together])
+
+
+def _trunk_of(specialist: Artifact) -> Path:
+    wanted = next(p["digest"] for p in specialist.manifest["parents"] if p["name"] == "cognate-trunk")
+    (row,) = [row for row in Registry(runs_dir()).find(name="cognate-trunk") if row["digest"] == wanted]
+    return load_artifact(row["path"]).path
+
+
+def texts_of(bundle: DataBundle, examples: list[Example], max_tokens: int) -> Texts:
+    """Examples as padded batches; texts of fewer than two tokens are left out."""
+    pairs = zip(examples, encode_examples(bundle.tokenizer, examples), strict=True)
+    kept = [(example.category, ids) for example, ids in pairs if len(ids[0]) + len(ids[1]) > 1]
+    return batch_texts(
+        [ids for _, ids in kept],
+        [category for category, _ in kept],
+        pad_token_id=bundle.tokenizer.pad_token_id,
+        max_tokens=max_tokens,
+    )
+
+
+def search_examples(bundle: DataBundle, rows_per_dataset: int, seed: int) -> list[Example]:
+    """The split that the search sees: some held-out rows of each dataset."""
+    return _some_of_each([e for rows in bundle.heldout.values() for e in rows], rows_per_dataset, seed)
+
+
+def champion_examples(p: EvoEvolve, bundle: DataBundle) -> list[Example]:
+    """The split that scores the champion: test rows, and held-out rows that the search left where a dataset has no test
+    split. Prompts that were trained on or searched on are left out."""
+    seen = {e.prompt for e in search_examples(bundle, p.search_rows, p.seed)}
+    found: list[Example] = []
+    for source in bundle.sources:
+        kind = "procedural" if source.source == "procedural" else p.data
+        try:
+            rows = load_rows(source.dataset, "test", source=kind, limit=p.champion_rows, seed=p.seed).examples
+        except DataError:
+            rows = [e for e in bundle.heldout.get(source.category, ()) if e.dataset == source.dataset]
+        found += [e for e in rows if e.prompt not in seen][: p.champion_rows]
+    pools = [pool for stage in bundle.pools.values() for pool in stage.values()]
+    prompts = [ids for ids, _ in encode_examples(bundle.tokenizer, found)]
+    eos = bundle.tokenizer.eos_token_id
+    return [e for e, ids in zip(found, prompts, strict=True) if not (ids and leaked_prompts(pools, [ids], eos))]
+
+
+def _some_of_each(examples: list[Example], rows: int, seed: int) -> list[Example]:
+    by_dataset: dict[str, list[Example]] = {}
+    for example in examples:
+        by_dataset.setdefault(example.dataset, []).append(example)
+    for name, own in by_dataset.items():
+        random.Random(stream(seed, "search split", name)).shuffle(own)
+    return [example for name in sorted(by_dataset) for example in by_dataset[name][:rows]]
+
+
+def open_search(p: EvoEvolve, parents: Family, strategy: str = "evolution") -> Run:
+    """The run of the search; workers and what only the report reads are no part of its key."""
+    left_out = {"workers", "wandb_mode", "on_gate_failure", "controls", "champion_rows"}
+    return open_run(
+        EvoEvolve.NOTEBOOK,
+        {**p.model_dump(exclude=left_out), "strategy": strategy},
+        parents=parents.artifacts,
+        seed=p.seed,
+        tags=phase1.tags(p, strategy=strategy),
+        label=f"{p.profile}-{strategy}",
+        wandb_mode=p.wandb_mode,
+        run_name="phase2-evomerge",
+        code=CODE,
+    )
+
+
+def evolution_config(p: EvoEvolve, parents: Family) -> EvolutionConfig:
+    """The notebook's parameters as the search's configuration."""
+    return EvolutionConfig(
+        n_models=len(parents.folders),
+        n_layers=parents.n_layers,
+        seed=p.seed,
+        generations=p.generations,
+        population=p.population,
+        patience=p.patience,
+        budget_seconds=60 * p.budget_minutes,
+    )
+
+
+def search(config: EvolutionConfig, measure: Measure, run: Run, strategy: str = "evolution") -> Iterator[dict]:
+    """Records of the generations, journaled. The ledger in the run's folder keeps what was measured."""
+    steps = STRATEGIES[strategy](config, measure, Ledger(run.dir / LEDGER), run.control)
+    yield from run.tracker.follow(steps)
+
+
+def records(run: Run) -> list[dict]:
+    """The search's generations, from its artifact where it is finished."""
+    finished = run.finished()
+    return read_journal(finished.path / JOURNAL) if finished else run.tracker.records()
+
+
+def evaluations(run: Run) -> list[dict]:
+    """Every child that was measured: genome, fitness, terms."""
+    finished = run.finished()
+    ledger = Ledger((finished.path if finished else run.dir) / LEDGER)
+    return [ledger[key] for key in ledger]
+
+
+def open_plan(parents: Family, texts: Texts) -> Plan:
+    """What a workshop, here or in a worker, is made from."""
+    return Plan(tuple(map(str, parents.folders.values())), str(parents.trunk), texts)
