@@ -16,7 +16,7 @@ class Genes:
     """What a recipe's techniques are turned by. Raises ValueError naming field, value and range.
 
     Args:
-        weights: one for each model, at least 0, not all 0; made to sum to one. None means equal (Linear, DARE).
+        weights: one for each model, at least 0, not all 0; made to sum to one. None means equal (not SLERP).
         t: where between the first two parents, 0 to 1 (SLERP).
         drop_rate: share of each task vector that is dropped, 0 to 0.999 (DARE).
         top_k: share of the whole task vector that is kept, above 0 to 1 (TIES).
@@ -24,7 +24,7 @@ class Genes:
         pattern: letters A, B, C, cycled over the layers, 1 to 64 of them (FrankenMerge).
         seed: of the random masks (DARE).
         emphasis: a row for each group of tensors (`frankenmerge.layer_group`, cycled), a factor of 0 to 4 for each
-            model: by how much its weight counts more in that group (Linear, DARE). () means 1 everywhere.
+            model: by how much its weight counts more in that group (not SLERP). () means 1 everywhere.
     """
 
     weights: tuple[float, ...] | None = None

@@ -73,7 +73,8 @@ def ties(models: Sequence[Weights], base: Weights, top_k: float, scale: float = 
     base: the trunk. top_k: the share of each model's whole task vector, all tensors together, that is kept.
     """
     _refuse_none(models)
-    return walk([*models, base], _ties(models, base, Genes(top_k=top_k, scale=scale)))
+    genes = Genes(top_k=top_k, scale=scale)
+    return walk([*models, base], _ties(models, base, genes, _weights_by_group(len(models), genes, base)))
 
 
 def frankenmerge(models: Sequence[Weights], pattern: str) -> dict[str, Tensor]:
@@ -104,8 +105,8 @@ class Recipe:
         """The child of at least two models and of the trunk they were trained from.
 
         SLERP takes `genes.t` on the first two parents. METHOD leaves the third open; left out it would be no parent, so
-        each further one joins by another SLERP, with t = 1/3 for the third, the weight it has in a mean. Only Linear
-        and DARE use `genes.weights`. At most one model's worth of numbers is held beside the child (by TIES, before it
+        each further one joins by another SLERP, with t = 1/3 for the third, the weight it has in a mean. SLERP uses
+        no weights. At most one model's worth of numbers is held beside the child (by TIES, before it
         starts), and of other things only the tensors of one name.
         """
         return walk([*models, base], self._by_tensor(models, base, genes or Genes()))
@@ -123,7 +124,9 @@ class Recipe:
             raise MergeRefused(f"{n} models: a merge needs at least two parents.")
         weights_of = _weights_by_group(n, genes, base)
         between = _slerp_at(genes.t) if self.bits[0] == "1" else _mean_by_group(weights_of)
-        on_trunk = _ties(models, base, genes, slack) if self.bits[1] == "1" else _dare(n, genes, weights_of)
+        on_trunk = _dare(n, genes, weights_of)
+        if self.bits[1] == "1":
+            on_trunk = _ties(models, base, genes, weights_of, slack)
         join = _blend if self.bits[2] == "1" else partial(_pick, genes.pattern)
         return lambda name, tensors: join(name, partial(between, name, tensors[:-1]), partial(on_trunk, name, tensors))
 
@@ -191,8 +194,11 @@ def _dare(n: int, genes: Genes, weights_of: WeightsOf) -> OnTrunk:
     return merge
 
 
-def _ties(models: Sequence[Weights], base: Weights, genes: Genes, slack: float = 0.0) -> OnTrunk:
-    """slack: by what share the thresholds are lowered."""
+def _ties(models: Sequence[Weights], base: Weights, genes: Genes, weights_of: WeightsOf, slack: float = 0.0) -> OnTrunk:
+    """Trimmed task vectors count n times their weight, so with equal weights as they are.
+
+    slack: by what share the thresholds are lowered.
+    """
     names, size = [], 0
     for name, *_ in same_names([*models, base]):
         tensor = base[name]
@@ -201,7 +207,12 @@ def _ties(models: Sequence[Weights], base: Weights, genes: Genes, slack: float =
             size += tensor.numel()
     thresholds = [(1 - slack) * kth_magnitude(_pairs(names, model, base), size, genes.top_k) for model in models]
     step = partial(add_what_agrees, thresholds=thresholds, scale=genes.scale)
-    return lambda name, tensors: by_pieces(step, tensors)
+
+    def merge(name: str, tensors: list[Tensor]) -> Tensor:
+        factors = [round(len(models) * weight, 12) for weight in weights_of(name)]
+        return by_pieces(partial(step, factors=factors), tensors)
+
+    return merge
 
 
 def _pairs(names: Sequence[str], model: Weights, base: Weights) -> Iterator[tuple[Tensor, Tensor]]:

@@ -35,13 +35,19 @@ def kth_magnitude(task_vector: Iterable[tuple[Tensor, Tensor]], size: int, top_k
     return float(values[size - largest])
 
 
-def add_what_agrees(out: Tensor, *pieces: Tensor, thresholds: list[float], scale: float) -> None:
-    """Write base + scale (mean of the trimmed task vectors that agree) to `out`; pieces: the models', then the base's.
+def add_what_agrees(
+    out: Tensor, *pieces: Tensor, thresholds: list[float], scale: float, factors: list[float] | None = None
+) -> None:
+    """Write base + scale (mean of the agreeing trimmed task vectors) to `out`; pieces: models [n], then the base.
 
-    thresholds: for each model the smallest magnitude that stays (`kth_magnitude`).
+    thresholds: for each model the smallest magnitude that stays (`kth_magnitude`). factors: what each trimmed task
+    vector is multiplied with before the election; None as published, nothing.
     """
     *models, base = pieces
     trimmed = [_trim(piece - base, threshold) for piece, threshold in zip(models, thresholds, strict=True)]
+    for tau, factor in zip(trimmed, factors or [1.0] * len(trimmed), strict=True):
+        if factor != 1:
+            tau.mul_(factor)
     elected = sum(trimmed[1:], start=trimmed[0].clone()).sign_()
     out.zero_()
     agreeing = torch.zeros_like(out)

@@ -16,12 +16,14 @@ from forgelib.merge import RECIPES, Genes
 RANGES = {"t": (0.0, 1.0, 0.15), "drop_rate": (0.0, 0.95, 0.2), "top_k": (0.05, 1.0, 0.2), "scale": (0.3, 3.0, 0.25)}
 WEIGHT_STEP, MASK_SEEDS, DEEPEST_CHAOS = 0.15, 1000, 3
 EMPHASIS_STEP, LARGEST_EMPHASIS = 0.3, 3.0
+#: Smallest and largest size of a child's steps, in multiples of the ones above.
+SIZES = (0.1, 4.0)
 BIT_FLIP, GENE_CHANGE, DIALS_CHANGE = 0.2, 0.5, 0.15
 LETTERS = "ABC"
 #: What each bit's choice expresses; the other genes are silent and change nothing.
 EXPRESSED = (
     ({"weights", "emphasis"}, {"t"}),
-    ({"weights", "emphasis", "drop_rate", "scale", "mask_seed"}, {"top_k", "scale"}),
+    ({"weights", "emphasis", "drop_rate", "scale", "mask_seed"}, {"weights", "emphasis", "top_k", "scale"}),
     ({"pattern"}, set()),
 )
 
@@ -112,15 +114,17 @@ def mutated(genome: Genome, dice: random.Random) -> Genome:
 
 
 def _changed(genome: Genome, dice: random.Random) -> Genome:
+    """One size for all of a child's steps, drawn with a heavy tail: some children refine, some jump."""
+    size = min(SIZES[1], max(SIZES[0], 2.0 ** dice.gauss(-0.5, 1.25)))
     bits = "".join(str(1 - int(bit)) if dice.random() < BIT_FLIP else bit for bit in genome.bits)
     moved = {}
     for name, (low, high, step) in RANGES.items():
         if dice.random() < GENE_CHANGE:
-            moved[name] = _rounded(min(high, max(low, getattr(genome, name) + dice.gauss(0, step))))
+            moved[name] = _rounded(min(high, max(low, getattr(genome, name) + dice.gauss(0, size * step))))
     if dice.random() < GENE_CHANGE:
-        moved["weights"] = _shares([max(0.0, w + dice.gauss(0, WEIGHT_STEP)) for w in genome.weights])
+        moved["weights"] = _shares([max(0.0, w + dice.gauss(0, size * WEIGHT_STEP)) for w in genome.weights])
     if dice.random() < GENE_CHANGE:
-        moved["emphasis"] = _with_a_changed_row(genome.emphasis, dice)
+        moved["emphasis"] = _with_a_changed_row(genome.emphasis, size * EMPHASIS_STEP, dice)
     if dice.random() < GENE_CHANGE:
         place = dice.randrange(len(genome.pattern))
         moved["pattern"] = genome.pattern[:place] + dice.choice(LETTERS) + genome.pattern[place + 1 :]
@@ -147,9 +151,11 @@ def _flattened(genome: Genome) -> Genome:
     return genome.of[0] if not genome.of[0].of else _flattened(genome.of[0])
 
 
-def _with_a_changed_row(emphasis: tuple[tuple[float, ...], ...], dice: random.Random) -> tuple[tuple[float, ...], ...]:
+def _with_a_changed_row(
+    emphasis: tuple[tuple[float, ...], ...], step: float, dice: random.Random
+) -> tuple[tuple[float, ...], ...]:
     rows, place = list(emphasis), dice.randrange(len(emphasis))
-    moved = (factor + dice.gauss(0, EMPHASIS_STEP) for factor in rows[place])
+    moved = (factor + dice.gauss(0, step) for factor in rows[place])
     rows[place] = tuple(_rounded(min(LARGEST_EMPHASIS, max(0.0, factor))) for factor in moved)
     return tuple(rows)
 

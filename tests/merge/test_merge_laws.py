@@ -272,7 +272,11 @@ def test_a_recipe_is_its_stages_one_after_the_other(parents, trunk):
     genes = Genes(weights=(1, 2, 3), t=0.3, drop_rate=0.5, top_k=0.4, scale=1.2, pattern="BCA", seed=5)
     a, b, c = parents
     xs = linear(parents, (1, 2, 3)), slerp(slerp(a, b, 0.3), c, 1 / 3)
-    ys = dare(parents, trunk, 0.5, 5, (1, 2, 3), 1.2), ties(parents, trunk, 0.4, 1.2)
+    heavier = [  # TIES counts each task vector three times its weight: 0.5, 1 and 1.5
+        {name: trunk[name] + factor * (model[name] - trunk[name]) for name in trunk}
+        for factor, model in zip((0.5, 1.0, 1.5), parents, strict=True)
+    ]
+    ys = dare(parents, trunk, 0.5, 5, (1, 2, 3), 1.2), ties(heavier, trunk, 0.4, 1.2)
     for bits in RECIPES:
         x, y = xs[int(bits[0])], ys[int(bits[1])]
         wanted = dfs([x, y]) if bits[2] == "1" else frankenmerge([x, y, linear([x, y])], "BCA")
@@ -323,7 +327,7 @@ def test_two_parents_and_five_merge_as_well(trunk):
 
 
 def test_emphasis_turns_the_weights_of_one_group_alone():
-    """Groups in order: outside, layers.0, layers.1; Linear keeps weights that sum to one, DARE adds as much as asked."""
+    """Groups in order: outside, layers.0, layers.1; Linear's weights sum to one, DARE's as asked."""
     names = ("embed.weight", "layers.0.weight", "layers.1.weight")
     base = {name: torch.zeros(3) for name in names}
     models = [{name: torch.full((3,), value) for name in names} for value in (1.0, 3.0)]
