@@ -61,6 +61,7 @@ def evo(
     data: Annotated[str, typer.Option(help="auto, real or procedural rows to measure on")] = "auto",
     strategy: Annotated[str, typer.Option(help="evolution or cmaes")] = "evolution",
     workers: Annotated[int, typer.Option(min=0, help="processes that measure; 0 takes one a core")] = 0,
+    ray: Annotated[bool, typer.Option("--ray", help="measure on a Ray cluster, or start a local one")] = False,
 ) -> None:
     """Evolve a champion out of any local Hugging Face models of one architecture."""
     from forgelib.data import DataError
@@ -71,7 +72,7 @@ def evo(
         if value not in allowed:
             raise ParameterError(f"--{name} {value}: must be one of {', '.join(allowed)}")
     models = tuple(Path(folder.strip()) for folder in base_models.split(",") if folder.strip())
-    asked = Asked(models, out, trunk, gens, seed, workers or None, strategy, data)
+    asked = Asked(models, out, trunk, gens, seed, workers or None, ray, strategy, data)
     try:
         typer.echo(f"champion  {run_evo(asked, typer.echo)}")
     except (MergeRefused, DataError) as error:

@@ -3,9 +3,9 @@
     for record in evolve_cmaes(config, measure, ledger):
         ...
 
-A genome is a point of the unit cube: a coordinate for each recipe bit, weight, continuous gene, letter of the pattern
-and for the dials. Generation 0 holds the eight recipes as METHOD gives them; the search starts from the best of them.
-The records are those of `evolve`. Started again, the search retraces its steps by the seed and the ledger.
+A genome is a point of the unit cube: a coordinate for each recipe bit, weight, continuous gene, emphasis, letter of the
+pattern and for the dials. Generation 0 holds the eight recipes as METHOD gives them; the search starts from the best of
+them. The records are those of `evolve`. Started again, the search retraces its steps by the seed and the ledger.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from forgelib.core.loop import Control
 from forgelib.core.rng import stream
 from forgelib.merge import RECIPES
 from forgelib.phases.evomerge import EvolutionConfig, Measure, Member, SearchStopped, measured, record_of, why_ended
-from forgelib.phases.genome import LETTERS, RANGES, Genome, default_genome, diversity
+from forgelib.phases.genome import LARGEST_EMPHASIS, LETTERS, RANGES, Genome, default_genome, diversity
 from forgelib.phases.ledger import Ledger
 
 #: First standard deviation in the unit cube, and the least one of a coordinate that is rounded, so that it still flips.
@@ -30,24 +30,29 @@ class Cube:
     """Genomes of merges of the parents as points of the unit cube, and back.
 
     Coordinates: the bits (above a half is 1), a number for each model (the weights are their shares), `RANGES` in their
-    order, the pattern's letters and the dials (equal slices).
+    order, the emphasis row by row, the pattern's letters and the dials (equal slices).
     """
 
     def __init__(self, n_models: int, n_layers: int):
-        self.n_models, self.n_layers = n_models, max(1, n_layers)
-        self.rounded = [True] * BITS + [False] * (n_models + len(RANGES)) + [True] * (self.n_layers + 1)
+        plain = default_genome(RECIPES[0], n_models, n_layers)
+        self.n_models, self.rows = n_models, len(plain.emphasis)
+        self.sizes = [BITS, n_models, len(RANGES), n_models * self.rows, len(plain.pattern), 1]
+        self.rounded = [part not in (1, 2, 3) for part, size in enumerate(self.sizes) for _ in range(size)]
 
     def point(self, genome: Genome) -> np.ndarray:
         """The middle of the points that give this genome; mask_seed is left out."""
         bits = [_middle(int(bit), 2) for bit in genome.bits]
         genes = [(getattr(genome, name) - low) / (high - low) for name, (low, high, _) in RANGES.items()]
+        emphasis = np.ravel(genome.emphasis) / LARGEST_EMPHASIS
         letters = [_middle(LETTERS.index(letter), len(LETTERS)) for letter in genome.pattern]
-        return np.array([*bits, *genome.weights, *genes, *letters, _middle(genome.dials, self.n_models)]).clip(0, 1)
+        rest = [*emphasis, *letters, _middle(genome.dials, self.n_models)]
+        return np.array([*bits, *genome.weights, *genes, *rest]).clip(0, 1)
 
     def genome(self, point: Sequence[float]) -> Genome:
         """The genome at a point, numbers rounded to four digits as everywhere."""
-        sizes = np.cumsum([BITS, self.n_models, len(RANGES), self.n_layers])
-        bits, weights, genes, letters, dials = np.split(np.clip(point, 0, 1), sizes)
+        parts = np.split(np.clip(point, 0, 1), np.cumsum(self.sizes)[:-1])
+        bits, weights, genes, emphasis, letters, dials = parts
+        rows = (LARGEST_EMPHASIS * emphasis).reshape(self.rows, self.n_models)
         total = weights.sum()
         shares = weights / total if total > 0 else np.full(self.n_models, 1 / self.n_models)
         named = zip(RANGES.items(), genes, strict=True)
@@ -56,6 +61,7 @@ class Cube:
             tuple(round(float(share), 4) for share in shares),
             "".join(LETTERS[_slice(x, len(LETTERS))] for x in letters),
             dials=_slice(dials[0], self.n_models),
+            emphasis=tuple(tuple(round(float(x), 4) for x in row) for row in rows),
             **{name: round(float(low + x * (high - low)), 4) for (name, (low, high, _)), x in named},
         )
 
@@ -116,7 +122,7 @@ def _affordable(members: Sequence[Member], seen: dict, allowed: int) -> list[Mem
 
 
 class Sampler:
-    """CMA-ES itself, which draws from numpy's global generator: it is lent one of its own, the caller's stays as it is."""
+    """CMA-ES itself. It draws from numpy's global generator: one of its own is put there while it does."""
 
     def __init__(self, cube: Cube, start: np.ndarray, config: EvolutionConfig):
         options = {

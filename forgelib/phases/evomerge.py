@@ -175,3 +175,16 @@ def record_of(
             if m.how != "elite"
         ],
     }
+
+
+def finalists(ledger: Ledger, n_layers: int, n: int = 10) -> list[Genome]:
+    """The `n` fittest children of a search, and the plain means of its three and five fittest.
+
+    Hundreds of children measured on one split leave a winner that was also lucky there. So the champion is chosen among
+    these on rows that the search did not see, and scored on rows that neither saw.
+    """
+    sound = [ledger[key] for key in ledger if not ledger[key]["replaced"]]
+    ranked = sorted(sound, key=lambda result: (-result["fitness"], Genome.from_dict(result["genome"]).key))
+    best = [Genome.from_dict(result["genome"]) for result in ranked[:n]]
+    means = [replace(linear_genome(size, n_layers), of=tuple(best[:size])) for size in (3, 5) if len(best) >= size]
+    return best + means

@@ -13,6 +13,8 @@ from forgelib.phases.genome import Genome
 from forgelib.phases.population import WorkerDied
 from forgelib.phases.workshop import Plan, Workshop
 
+#: How often a cluster is started, in vain where a busy machine is slower than Ray's own time limits.
+STARTS = 3
 #: How often one worker is started anew, and one genome measured again, before the search gives up.
 RESTARTS = 5
 #: Settings of a cluster that is started here: quiet, of this machine only, reporting to nobody.
@@ -82,24 +84,34 @@ class RayPopulation:
             ) from None
 
     def _connect(self) -> None:
+        if os.environ.get("RAY_ADDRESS"):
+            self._ray.init(log_to_driver=False)
+            return
         before = {name: os.environ.get(name) for name in PRIVATE}
         os.environ.update(PRIVATE)
         try:
-            if os.environ.get("RAY_ADDRESS"):
-                self._ray.init(log_to_driver=False)
-                return
-            self._ray.init(
-                address="local",
-                num_cpus=self.workers,
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                _node_ip_address="127.0.0.1",
-            )
+            self._start()
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+    def _start(self) -> None:
+        for starts_left in reversed(range(STARTS)):
+            try:
+                self._ray.init(
+                    address="local",
+                    num_cpus=self.workers,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="error",
+                    _node_ip_address="127.0.0.1",
+                )
+                return
+            except Exception:  # Ray has no narrower one for this
+                self._ray.shutdown()
+                if not starts_left:
+                    raise
 
     def _needs(self) -> dict[str, float]:
         """One CPU an actor, less where the cluster has fewer than workers, and its share of a GPU if the plan uses one:

@@ -17,7 +17,6 @@ from forgelib.models import CognateForCausalLM
 from forgelib.phases.cognate import PretrainConfig
 from forgelib.phases.controls import ensemble_scores, even_stages
 from forgelib.phases.genome import Genome, linear_genome
-from forgelib.phases.population import LocalPopulation
 from forgelib.phases.workshop import Plan, Workshop, load_for_scoring, load_weights
 from forgelib.workbook import phase1, phase2
 from forgelib.workbook.params import CognateTrain, EvoEvolve, profile_values
@@ -110,7 +109,7 @@ def trained_contenders(
     """The contenders that cost training or search: CMA-ES, even-mix parents and their mean, the joint model."""
     run = phase2.open_search(p, parents, "cmaes")
     if run.finished() is None:
-        with LocalPopulation(plan, p.workers or None) as measure:
+        with phase2.population(p, plan) as measure:
             for _ in phase2.search(phase2.evolution_config(p, parents), measure, run, "cmaes"):
                 pass
         run.publish("evomerge-cmaes", lambda folder: _copy_ledger(run, folder))

@@ -6,6 +6,7 @@ OUT/standing.json    champion, parents, plain mean and ensemble on rows that the
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ class Asked:
     generations: int = 50
     seed: int = 0
     workers: int | None = None
+    ray: bool = False
     strategy: str = "evolution"
     data: str = "auto"
     search_rows: int = 20
@@ -77,11 +79,19 @@ def _search(asked: Asked, plan: Plan, n_layers: int, say: Callable[[str], object
     config = EvolutionConfig(len(asked.models), n_layers, asked.seed, generations=asked.generations)
     steps = {"evolution": evolve, "cmaes": evolve_cmaes}[asked.strategy]
     tracker = Tracker(asked.out, run_name="phase2-evomerge", config={}, wandb_mode="disabled")
-    with LocalPopulation(plan, asked.workers) as measure:
+    with _population(asked, plan) as measure:
         for record in tracker.follow(steps(config, measure, Ledger(asked.out / LEDGER))):
             say(f"  generation {record['step']}: best {record['best']:.4f}, diversity {record['diversity']:.2f}")
     say(f"  ended: {record['ended']}; {record['evaluations']} children measured")
     return Genome.from_dict(record["champion"])
+
+
+def _population(asked: Asked, plan: Plan):
+    if not asked.ray:
+        return LocalPopulation(plan, asked.workers)
+    from forgelib.phases.ray_population import RayPopulation
+
+    return RayPopulation(plan, asked.workers or os.cpu_count() or 1)
 
 
 def _splits(asked: Asked, tokenizer) -> tuple[Texts, Texts]:
@@ -128,7 +138,9 @@ def _mean_as_trunk(asked: Asked, weights: list, say: Callable[[str], object]) ->
 
 def _same_question(asked: Asked) -> None:
     """Refuse a folder that holds another search: its ledger answers another question."""
-    facts = {name: str(value) for name, value in vars(asked).items() if name not in ("out", "workers", "generations")}
+    facts = {
+        name: str(value) for name, value in vars(asked).items() if name not in ("out", "workers", "ray", "generations")
+    }
     facts["weights"] = str(
         [[f.stat().st_size, f.stat().st_mtime_ns] for m in asked.models for f in sorted(m.iterdir())]
     )

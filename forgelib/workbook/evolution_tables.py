@@ -59,12 +59,16 @@ def _difference(with_it: np.ndarray, without: np.ndarray) -> float:
 
 
 def family_rows(records: Sequence[dict], champion: Genome) -> list[dict]:
-    """The champion's forebears, one row each, youngest first: when and how each came about and from whom."""
+    """The champion and its forebears, one row each, youngest first: when and how each came about and from whom.
+
+    A mean of several children has the forebears of all.
+    """
     born = {}
     for record in records:
         for member in record["family"]:
             born.setdefault(member["key"], {"generation": record["step"], **member})
-    rows, waiting, seen = [], [champion.key], set()
+    rows, seen = [], set()
+    waiting = [champion.key] if champion.key in born else [one.key for one in champion.of]
     while waiting:
         key = waiting.pop(0)
         if key in seen or key not in born:

@@ -135,6 +135,7 @@ class EvoEvolve(Parameters):
     search_rows: int = Field(30, ge=2, le=10_000, description="held-out rows of each dataset that the search sees")
     champion_rows: int = Field(250, ge=5, le=100_000, description="unseen rows of each dataset that score the champion")
     workers: int = Field(0, ge=0, le=1024, description="processes that measure children; 0 takes one a core")
+    backend: Literal["local", "ray"] = Field("local", description="where these processes run; ray joins a cluster")
     controls: Literal["all", "untrained"] = Field("all", description="all also trains four models and runs CMA-ES")
     fitness_threshold: float = Field(1.2, ge=0, le=10, description="champion's fitness needed; the parents' mean is 1")
     wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")

@@ -4,6 +4,7 @@ A notebook shows each of these steps; here is only the joining of parameters, ru
 """
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,8 +24,10 @@ from forgelib.evaluate.texts import Texts, batch_texts
 from forgelib.merge import check_parents
 from forgelib.models import CognateConfig
 from forgelib.phases.cmaes import evolve_cmaes
-from forgelib.phases.evomerge import EvolutionConfig, Measure, evolve
+from forgelib.phases.evomerge import EvolutionConfig, Measure, evolve, finalists
+from forgelib.phases.genome import Genome
 from forgelib.phases.ledger import Ledger
+from forgelib.phases.population import LocalPopulation
 from forgelib.phases.workshop import Plan, load_config
 from forgelib.workbook import phase1
 from forgelib.workbook.params import EvoEvolve, Parameters
@@ -91,17 +94,51 @@ def search_examples(bundle: DataBundle, rows_per_dataset: int, seed: int) -> lis
     return _some_of_each([e for rows in bundle.heldout.values() for e in rows], rows_per_dataset, seed)
 
 
+def selection_examples(bundle: DataBundle, rows_per_dataset: int, seed: int) -> list[Example]:
+    """Held-out rows that the search did not see: they choose the champion among its finalists."""
+    seen = {e.prompt for e in search_examples(bundle, rows_per_dataset, seed)}
+    rest = [e for rows in bundle.heldout.values() for e in rows if e.prompt not in seen]
+    if not rest:
+        raise DataError(
+            f"search_rows = {rows_per_dataset} takes every held-out row, none is left to choose the champion by: "
+            "lower it, or raise heldout_per_dataset in 10_cognate_data"
+        )
+    return _some_of_each(rest, 10**9, seed)
+
+
+def choose(run: Run, measure: Measure, n_layers: int) -> tuple[Genome, list[dict]]:
+    """The fittest finalist on the selection split, and a row for each: fitness there and in the search."""
+    finished = run.finished()
+    ledger = Ledger((finished.path if finished else run.dir) / LEDGER)
+    genomes = finalists(ledger, n_layers)
+    found = [result["fitness"] for result in measure(genomes)]
+    rows = [
+        {
+            "child": genome.key[:6],
+            "recipe": f"mean of the {len(genome.of)} fittest" if genome.key not in ledger else genome.bits,
+            "fitness in the search": round(ledger[genome.key]["fitness"], 4) if genome.key in ledger else None,
+            "fitness on the selection split": round(fitness, 4),
+        }
+        for genome, fitness in zip(genomes, found, strict=True)
+    ]
+    return genomes[found.index(max(found))], rows
+
+
 def champion_examples(p: EvoEvolve, bundle: DataBundle) -> list[Example]:
-    """The split that scores the champion: test rows, and held-out rows that the search left where a dataset has no test
-    split. Prompts that were trained on or searched on are left out."""
-    seen = {e.prompt for e in search_examples(bundle, p.search_rows, p.seed)}
+    """The split that scores the champion: test rows, or further held-out rows where a dataset has no test split.
+
+    Prompts that were trained on, searched on or chosen by are left out.
+    """
+    seen = {e.prompt for rows in bundle.heldout.values() for e in rows}
     found: list[Example] = []
     for source in bundle.sources:
         kind = "procedural" if source.source == "procedural" else p.data
+        asked = {"source": kind, "limit": p.champion_rows, "seed": p.seed}
         try:
-            rows = load_rows(source.dataset, "test", source=kind, limit=p.champion_rows, seed=p.seed).examples
+            rows = load_rows(source.dataset, "test", **asked).examples
         except DataError:
-            rows = [e for e in bundle.heldout.get(source.category, ()) if e.dataset == source.dataset]
+            asked["limit"] += bundle.config.heldout_per_dataset
+            rows = load_rows(source.dataset, "heldout", **asked).examples
         found += [e for e in rows if e.prompt not in seen][: p.champion_rows]
     pools = [pool for stage in bundle.pools.values() for pool in stage.values()]
     prompts = [ids for ids, _ in encode_examples(bundle.tokenizer, found)]
@@ -120,7 +157,7 @@ def _some_of_each(examples: list[Example], rows: int, seed: int) -> list[Example
 
 def open_search(p: EvoEvolve, parents: Family, strategy: str = "evolution") -> Run:
     """The run of the search; workers and what only the report reads are no part of its key."""
-    left_out = {"workers", "wandb_mode", "on_gate_failure", "controls", "champion_rows"}
+    left_out = {"workers", "backend", "wandb_mode", "on_gate_failure", "controls", "champion_rows"}
     return open_run(
         EvoEvolve.NOTEBOOK,
         {**p.model_dump(exclude=left_out), "strategy": strategy},
@@ -145,6 +182,16 @@ def evolution_config(p: EvoEvolve, parents: Family) -> EvolutionConfig:
         patience=p.patience,
         budget_seconds=60 * p.budget_minutes,
     )
+
+
+def population(p: EvoEvolve, plan: Plan):
+    """Who measures the children: processes of this machine, or Ray's. A context manager; the numbers are the same."""
+    workers = p.workers or os.cpu_count() or 1
+    if p.backend == "local":
+        return LocalPopulation(plan, workers)
+    from forgelib.phases.ray_population import RayPopulation
+
+    return RayPopulation(plan, workers)
 
 
 def search(config: EvolutionConfig, measure: Measure, run: Run, strategy: str = "evolution") -> Iterator[dict]:
