@@ -28,7 +28,7 @@ YARDSTICK = Yardstick(PARENTS, CATEGORY, TINY)
 
 def by_hand(model: Scores) -> list[float]:
     """Each term before it is compared, larger is better: the words of the module, as loops."""
-    losses = [model.losses[CATEGORY == c].mean() for c in (0, 1, 2)]
+    losses = [model.losses[c == CATEGORY].mean() for c in (0, 1, 2)]
     shares = []
     for c in (0, 1):
         asked = [r for r, category in zip(model.right, CATEGORY, strict=True) if category == c and not np.isnan(r)]
@@ -105,7 +105,7 @@ def test_a_category_counts_once_however_many_texts_it_has():
     one = scores(1)
     better = {}
     for c in (0, 2):  # 12 texts, 8 texts
-        better[c] = replace(one, losses=one.losses - 0.3 * (CATEGORY == c))
+        better[c] = replace(one, losses=one.losses - 0.3 * (c == CATEGORY))
     yardstick = Yardstick([one, one], CATEGORY, TINY)
     assert yardstick.fitness(better[0]) == pytest.approx(yardstick.fitness(better[2]))
 
@@ -138,7 +138,7 @@ def test_resamples_keep_the_number_of_texts_in_each_category():
     counts = resamples(CATEGORY, 200, 3)
     assert counts.shape == (200, N) and (counts == counts.round()).all() and counts.min() == 0
     for number, size in ((0, 12), (1, 10), (2, 8)):
-        assert (counts[:, CATEGORY == number].sum(axis=1) == size).all()
+        assert (counts[:, number == CATEGORY].sum(axis=1) == size).all()
     assert counts.mean(axis=0) == pytest.approx(np.ones(N), abs=0.35)
     assert (counts == resamples(CATEGORY, 200, 3)).all() and (counts != resamples(CATEGORY, 200, 4)).any()
 

@@ -120,7 +120,7 @@ def test_a_long_text_loses_its_beginning_and_keeps_its_answer():
 
 @pytest.mark.parametrize("encoded, categories", [([], []), ([([1], [])], ["x"]), ([([1], [2])], [])])
 def test_nothing_to_predict_is_refused(encoded, categories):
-    with pytest.raises(ValueError, match="at least one|fewer than two"):
+    with pytest.raises(ValueError, match=r"at least one|fewer than two"):
         batch_texts(encoded, categories, pad_token_id=0)
 
 

@@ -144,7 +144,7 @@ def damage(path, how: str) -> None:
     if how == "torn":
         del content[-len(content.splitlines()[-1]) // 2 :]
     elif how == "flipped":
-        content[len(content) // 2] ^= 0x10
+        content[content.index(b"\n", len(content) // 2) - 1] ^= 0x10  # in a hash
     path.write_bytes(bytes(content))
 
 

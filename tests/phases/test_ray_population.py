@@ -13,7 +13,6 @@ import psutil
 import pytest
 from tiny_family import N_LAYERS, save_family
 
-from forgelib.merge import MergeRefused
 from forgelib.phases.genome import chaos, random_genome
 from forgelib.phases.population import LocalPopulation
 from forgelib.phases.ray_population import RayMissing, RayPopulation
@@ -76,32 +75,22 @@ def test_two_workers_give_this_process_numbers_and_a_kill_changes_none(plan, gen
         population(genomes)
 
 
-@pytest.mark.slow
-def test_a_cluster_of_somebody_else_is_joined_and_left_running(plan, genomes):
-    """It has one CPU, so two workers must share it; and a plan that cannot work says why."""
-    import ray
-
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-    try:
-        with RayPopulation(replace(plan, trunk=plan.trunk + "-nowhere"), 2) as population:
-            with pytest.raises(MergeRefused, match="nowhere"):
-                population(genomes[:1])
-        assert ray.is_initialized()
-    finally:
-        ray.shutdown()
-
-
-def fake_ray(monkeypatch, **resources) -> list[dict]:
-    """A module in Ray's place that notes how it was called."""
+def fake_ray(monkeypatch, connected: bool = False, failures: int = 0, **resources) -> list[dict]:
+    """A module in Ray's place that notes how it was called; its first `failures` starts fail."""
     calls: list[dict] = []
+
+    def init(**given):
+        calls.append({"init": given, "usage": os.environ.get("RAY_USAGE_STATS_ENABLED")})
+        if sum("init" in call for call in calls) <= failures:
+            raise Exception("The current node timed out during startup.")
 
     def remote(**options):
         calls.append({"remote": options})
         return lambda _: SimpleNamespace(remote=lambda plan: "actor")
 
     fake = SimpleNamespace(
-        is_initialized=lambda: False,
-        init=lambda **given: calls.append({"init": given, "usage": os.environ.get("RAY_USAGE_STATS_ENABLED")}),
+        is_initialized=lambda: connected,
+        init=init,
         put=lambda value: calls.append({"put": value}) or "reference",
         cluster_resources=lambda: resources,
         remote=remote,
@@ -130,6 +119,27 @@ def test_it_starts_a_cluster_of_its_own_or_joins_the_one_that_is_named(plan, mon
         pass
     (start,) = (call for call in calls if "init" in call)
     assert "address" not in start["init"] and "num_cpus" not in start["init"]
+
+
+def test_a_cluster_that_the_process_is_connected_to_is_left_as_it_was(plan, monkeypatch):
+    calls = fake_ray(monkeypatch, connected=True, CPU=3)
+    with RayPopulation(plan, 2):
+        pass
+    assert [name for call in calls for name in call] == ["put", "remote", "kill", "kill"]
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_start_that_took_too_long_is_tried_again(plan, monkeypatch, failures):
+    calls = fake_ray(monkeypatch, failures=failures, CPU=2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    population = RayPopulation(plan, 2)
+    if failures < 3:
+        with population:
+            pass
+    else:
+        with pytest.raises(Exception, match="timed out during startup"), population:
+            pass
+    assert sum("init" in call for call in calls) == 3 and "RAY_USAGE_STATS_ENABLED" not in os.environ
 
 
 @pytest.mark.parametrize(
