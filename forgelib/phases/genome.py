@@ -136,15 +136,15 @@ def _changed(genome: Genome, dice: random.Random) -> Genome:
 
 
 def chaos(losers: list[Genome], dice: random.Random, n_layers: int) -> Genome:
-    """Three losers merged by a recipe of the dice, with its default genes.
+    """Three losers merged by a recipe of the dice. FrankenMerge takes every layer from the first stage, so that half of
+    these children are the losers' mean: averaging takes out what each of them has in noise.
 
-    Losers that are themselves chaos of the deepest kind enter with their own genes, but merging the parents.
+    In the place of a loser that is chaos of the deepest kind stands its first forebear.
     """
     flat = tuple(one if one.depth < DEEPEST_CHAOS else _flattened(one) for one in losers)
     merged = default_genome(dice.choice(RECIPES), len(flat), n_layers)
-    return replace(
-        merged, of=flat, drop_rate=0.5, dials=dice.randrange(len(flat)), mask_seed=dice.randrange(MASK_SEEDS)
-    )
+    drawn = {"dials": dice.randrange(len(flat)), "mask_seed": dice.randrange(MASK_SEEDS)}
+    return replace(merged, of=flat, drop_rate=0.5, pattern="A" * len(merged.pattern), **drawn)
 
 
 def _flattened(genome: Genome) -> Genome:

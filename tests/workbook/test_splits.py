@@ -1,0 +1,66 @@
+"""What the search saw, what chose the champion and what scored it: three splits that share no prompt."""
+
+import pytest
+
+from forgelib.data import DataError, Example
+from forgelib.data.prepare import DataBundle, DataConfig, prepare
+from forgelib.workbook import phase2
+from forgelib.workbook.params import EvoEvolve
+
+ROWS = 4
+
+
+@pytest.fixture(scope="module")
+def bundle() -> DataBundle:
+    return prepare(
+        DataConfig(
+            source="procedural",
+            datasets=("gsm8k", "mbpp", "piqa", "wikitext"),
+            rows_per_dataset=60,
+            heldout_per_dataset=10,
+            seq_lens=(16, 16, 16),
+            vocab_size=300,
+        )
+    )
+
+
+def prompts(examples: list[Example]) -> set[str]:
+    return {example.prompt for example in examples}
+
+
+def test_three_splits_share_no_prompt_with_each_other_or_with_training(bundle):
+    p = EvoEvolve(data="procedural", search_rows=ROWS, champion_rows=12)
+    searched = phase2.search_examples(bundle, ROWS, p.seed)
+    chosen_by = phase2.selection_examples(bundle, ROWS, p.seed)
+    unseen = phase2.champion_examples(p, bundle)
+    assert {e.dataset for e in searched} == {e.dataset for e in unseen} == set(bundle.config.datasets)
+    assert len(searched) == 4 * ROWS and 0 < len(chosen_by) <= 4 * (10 - ROWS) and len(unseen) > 30
+    assert not prompts(searched) & prompts(chosen_by)
+    assert not prompts(unseen) & (prompts(searched) | prompts(chosen_by))
+    texts = bundle.tokenizer.batch_decode(
+        [row for stage in bundle.pools.values() for pool in stage.values() for row in pool]
+    )
+    trained = " ".join(texts)
+    assert not [e.prompt for e in unseen if e.answer and len(e.prompt) > 40 and f"{e.prompt} {e.answer}" in trained]
+
+
+def test_a_planted_leak_is_left_out(bundle, monkeypatch):
+    """One test row is replaced by a prompt that was trained on."""
+    p = EvoEvolve(data="procedural", search_rows=ROWS, champion_rows=12)
+    stream = bundle.pools["foundation"]["math"].flatten().tolist()
+    first = stream[: stream.index(bundle.tokenizer.eos_token_id)]
+    planted = Example(bundle.tokenizer.decode(first[: len(first) // 2]), "42", "math", "gsm8k", "procedural")
+    real = phase2.load_rows
+
+    def with_a_leak(name: str, part: str, **asked):
+        rows = real(name, part, **asked)
+        return type(rows)([planted, *rows.examples], *list(vars(rows).values())[1:]) if name == "gsm8k" else rows
+
+    monkeypatch.setattr(phase2, "load_rows", with_a_leak)
+    found = phase2.champion_examples(p, bundle)
+    assert found and planted.prompt not in prompts(found)
+
+
+def test_a_search_that_takes_every_held_out_row_is_refused(bundle):
+    with pytest.raises(DataError, match="search_rows = 10 takes every held-out row"):
+        phase2.selection_examples(bundle, 10, 0)
