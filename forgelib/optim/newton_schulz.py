@@ -26,14 +26,15 @@ GRAM_RATIO, ON_THE_GRAM_MATRIX = 2.0, (3, 2)
 
 @cache
 def working_dtype(device_type: str) -> torch.dtype:
-    """bfloat16 where matrix units make it pay (GPUs with bfloat16, CPUs with AMX), else float32.
+    """bfloat16 where the processor multiplies it natively (GPUs, CPUs with AMX or AVX-512 BF16), else float32.
 
-    Fixed for a machine, so that a run continues there bit for bit. On a CPU with AVX-512 but no AMX bfloat16 is
-    slower than float32.
+    Fixed for a machine, so that a run continues there bit for bit. On a CPU with AVX-512 but neither of the two
+    bfloat16 is slower than float32.
     """
     if device_type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device_type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported():
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    if device_type == "cpu" and torch.backends.mkldnn.is_available() and native:
         return torch.bfloat16
     return torch.float32
 
