@@ -30,7 +30,8 @@ class RayPopulation:
     """Measures genomes with `workers` Ray actors. A context manager.
 
     Joins the cluster that RAY_ADDRESS names, or that the process is connected to already, and leaves it as it was;
-    otherwise starts one of `workers` CPUs on this machine, and ends it. Raises RayMissing where Ray is not installed.
+    otherwise starts one of `workers` CPUs on this machine, and ends it. A cluster that asks for a token, as `ray start`
+    makes them, is joined with RAY_AUTH_MODE=token beside its address. Raises RayMissing where Ray is not installed.
     """
 
     def __init__(self, plan: Plan, workers: int):
