@@ -133,8 +133,10 @@ class Stack(nn.Module):
         self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8, bias=False)
         self.head = nn.Linear(8, VOCABULARY, bias=False)
         self.head.weight = self.embed.weight
+        self.real_tokens = 0
 
     def forward(self, input_ids, attention_mask, use_cache):
+        self.real_tokens += int(attention_mask.sum())
         x = self.embed(input_ids)
         for _ in range(2):
             x = self.norm(x + self.down(self.up(x).relu()))
@@ -148,6 +150,12 @@ def test_operations_and_bytes_are_those_counted_by_hand():
     assert found.operations == 2 * (8 * 12 + 12 * 8) + 8 * VOCABULARY
     assert found.n_bytes == 4 * (VOCABULARY * 8 + 16 + 8 * 12 + 12 + 12 * 8), "the tied head once"
     assert model.training and not model.up._forward_hooks, "left as it was found"
+
+
+def test_the_model_is_told_what_is_padding():
+    model, ids = Stack(), drawn(10)
+    measure(model, [(row, []) for row in ids])
+    assert model.real_tokens == sum(map(len, ids))
 
 
 def test_a_model_that_halts_earlier_does_less():
