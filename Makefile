@@ -43,9 +43,9 @@ $(VENV)/bin/python:
 	  echo "Could not make $(VENV): on Debian and Ubuntu, install the package python3-venv first." >&2; exit 1; }
 
 $(VENV)/.installed: $(LISTS) | $(VENV)/bin/python
-	$(PIP) install --quiet --no-compile -c constraints.txt -e .
+	$(PIP) install --quiet -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(LISTS) | $(VENV)/bin/python
-	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[test]'
+	$(PIP) install --quiet -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.installed

@@ -109,4 +109,4 @@ def test_make_installs_again_only_when_the_lists_change(tmp_path):
     assert "pip" not in plan()
     later = (tmp_path / ".venv/.installed").stat().st_mtime + 10
     os.utime(tmp_path / "constraints.txt", (later, later))
-    assert "install --quiet --no-compile -c constraints.txt -e ." in plan()
+    assert "install --quiet -c constraints.txt -e ." in plan()
