@@ -117,7 +117,7 @@ class EvoMethods(Parameters):
     NOTEBOOK = "20_evomerge_methods"
 
     search_rows: int = Field(
-        30, ge=2, le=10_000, description="held-out rows of each dataset that recipes are scored on"
+        18, ge=2, le=10_000, description="held-out rows of each dataset that recipes are scored on"
     )
     dials_of: Literal["reasoning", "memory", "speed"] = Field("memory", description="whose depth and threshold all use")
     on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
@@ -132,7 +132,7 @@ class EvoEvolve(Parameters):
     population: int = Field(8, ge=8, le=256, description="members of a generation")
     patience: int = Field(5, ge=1, le=10_000, description="generations without a gain of 0.001 before the search ends")
     budget_minutes: float = Field(120.0, gt=0, le=100_000, description="minutes of measuring before the search ends")
-    search_rows: int = Field(30, ge=2, le=10_000, description="held-out rows of each dataset that the search sees")
+    search_rows: int = Field(18, ge=2, le=10_000, description="held-out rows of each dataset that the search sees")
     champion_rows: int = Field(250, ge=5, le=100_000, description="unseen rows of each dataset that score the champion")
     workers: int = Field(0, ge=0, le=1024, description="processes that measure children; 0 takes one a core")
     backend: Literal["local", "ray"] = Field("local", description="where these processes run; ray joins a cluster")
