@@ -8,7 +8,7 @@ from forgelib.models import CognateConfig, CognateForCausalLM
 from forgelib.optim import MuGrokConfig, MuonGrokfast
 
 KEYS, VALUES, FILLER = 16, 8, 16
-LENGTH, DISTANCE, STEPS, BATCH = 32, 24, 300, 64
+LENGTH, DISTANCE, STEPS, BATCH = 32, 24, 400, 64
 CHANCE = 1 / VALUES
 
 
@@ -36,9 +36,9 @@ def build(memory: bool, seed: int) -> CognateForCausalLM:
 
 
 def train(memory: bool, seed: int) -> CognateForCausalLM:
-    """Three hundred steps of 64 fresh rows at the rate 0.02, warmed up over 20 and decayed to zero over the last 60."""
+    """400 steps of 64 fresh rows at the rate 0.01, warmed up over 20 and decayed to zero over the last 60."""
     model = build(memory, seed).train()
-    optimizer = MuonGrokfast(model, MuGrokConfig.preset("cognate", muon_lr=0.02, adamw_lr=0.01))
+    optimizer = MuonGrokfast(model, MuGrokConfig.preset("cognate", muon_lr=0.01, adamw_lr=0.005))
     rates = [group["lr"] for group in optimizer.param_groups]
     for step in range(STEPS):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -74,6 +74,19 @@ def test_on_the_gram_matrix_the_result_is_the_same(dtype, tolerance):
     assert float((iterate(x, EVERY_STEP) - iterate(x, ON_THE_GRAM_MATRIX)).abs().max()) < tolerance
 
 
+@pytest.mark.parametrize("shape", [(2, 64), (3, 48), (48, 3), (16, 64), (48, 96), (64, 64)], ids=str)
+@pytest.mark.parametrize("rest", [1.0, 0.3, 0.1], ids=lambda rest: f"the rest below {rest}")
+def test_one_leading_singular_value_never_leaves_the_band(shape, rest):
+    """What gradients look like when a model has just found something: bfloat16 must not lift the leading value."""
+    generator, short = torch.Generator().manual_seed(0), min(shape)
+    values = rest * 10 ** (-2 * torch.rand(300, short, generator=generator))
+    values[:, 0] = 1.0
+    u = torch.linalg.qr(torch.randn(300, shape[0], short, generator=generator))[0]
+    v = torch.linalg.qr(torch.randn(300, shape[1], short, generator=generator))[0]
+    stack = (u * values[:, None] @ v.mT).to(torch.bfloat16)
+    assert float(torch.linalg.svdvals(orthogonalize(stack, torch.bfloat16).float()).max()) <= BAND[1]
+
+
 def test_a_broken_matrix_does_not_harm_its_neighbours():
     stack = torch.stack([random((16, 16), seed) for seed in range(3)])
     whole = orthogonalize(stack)

@@ -33,7 +33,7 @@ def test_a_launcher_trains_the_same_model_with_two_processes(tmp_path):
         journals = [read_journal(folders[0] / "metrics.jsonl") for folders in (alone, together)]
         assert [r["step"] for r in journals[0]] == [r["step"] for r in journals[1]], "every step once"
         losses = [[r["loss"] for r in journal] for journal in journals]
-        assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
         weights = [load_file(folders[0] / "model" / "model.safetensors") for folders in (alone, together)]
-        for name, value in weights[0].items():
-            assert (weights[1][name] - value).norm() <= 0.02 * value.norm() + 1e-3, name
+        for name, value in weights[0].items():  # bfloat16 sums in another order: 0.02; nothing shared: 0.5
+            assert (weights[1][name] - value).norm() <= 0.1 * value.norm() + 1e-3, name
