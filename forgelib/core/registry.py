@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+PATIENCE = 30.0  # seconds to wait for another process
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS artifacts (
     digest TEXT PRIMARY KEY, name TEXT, step TEXT, key TEXT, path TEXT, created TEXT, seed INTEGER, manifest TEXT);
@@ -48,9 +50,9 @@ class Registry:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        database = sqlite3.connect(self.path, timeout=30)
+        database = sqlite3.connect(self.path, timeout=PATIENCE)
         try:
-            database.execute("PRAGMA journal_mode=WAL")
+            _write_ahead(database)
             with database:
                 yield database
         finally:
@@ -105,6 +107,19 @@ class Registry:
         with self._open() as database:
             rows = database.execute(LINEAGE, (digest,)).fetchall()
         return [dict(zip(("digest", "depth", "name", "step", "path"), row, strict=True)) for row in rows]
+
+
+def _write_ahead(database: sqlite3.Connection) -> None:
+    """WAL mode. Where two processes make the file at once SQLite says "locked" without waiting; so we wait here."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
 
 
 def _insert(database: sqlite3.Connection, path: Path, manifest: dict, digest: str) -> None:
