@@ -14,8 +14,6 @@ from forgelib.workbook.progress import duration
 HELP = "The Agent Forge workbook: run its notebooks, look at its runs, pause and stop them."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
-STRATEGIES = ("evolution", "cmaes")
-
 Profile = Annotated[str, typer.Option(help="smoke, laptop, gpu6gb or full; default: $FORGE_PROFILE, else laptop")]
 Seed = Annotated[int | None, typer.Option(help="root of every random stream; default: the profile's")]
 Data = Annotated[str | None, typer.Option(help="auto, real or procedural; default: the profile's")]
@@ -67,12 +65,13 @@ def evo(
     from forgelib.data import DataError
     from forgelib.merge import MergeRefused
     from forgelib.workbook.evo import Asked, run_evo
+    from forgelib.workbook.phase2 import STRATEGIES
 
     for name, value, allowed in (("data", data, ("auto", "real", "procedural")), ("strategy", strategy, STRATEGIES)):
         if value not in allowed:
             raise ParameterError(f"--{name} {value}: must be one of {', '.join(allowed)}")
     models = tuple(Path(folder.strip()) for folder in base_models.split(",") if folder.strip())
-    asked = Asked(models, out, trunk, gens, seed, workers or None, ray, strategy, data)
+    asked = Asked(models, out, trunk, gens, seed, workers, ray, strategy, data)
     try:
         typer.echo(f"champion  {run_evo(asked, typer.echo)}")
     except (MergeRefused, DataError) as error:

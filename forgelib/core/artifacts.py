@@ -211,13 +211,15 @@ def sources_of(*modules: str) -> list[Path]:
             file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
             if parts[0] == package.name and file.is_file() and file not in found:
                 found.add(file)
-                waiting += _imports(file, parts[:n] if place.is_dir() else parts[: n - 1])
+                source = file.read_text(encoding="utf-8")
+                waiting += imports_of(source, parts[:n] if place.is_dir() else parts[: n - 1])
     return sorted(found)
 
 
-def _imports(file: Path, package: tuple[str, ...]) -> list[tuple[str, ...]]:
+def imports_of(source: str, package: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """What a source imports, as the parts of dotted names; relative imports count from `package`."""
     names: list[tuple[str, ...]] = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [tuple(alias.name.split(".")) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -95,10 +95,3 @@ def resamples(category: np.ndarray, n_resamples: int, seed: int) -> np.ndarray:
         rows = np.flatnonzero(category == number)
         counts[:, rows] = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=n_resamples)
     return counts
-
-
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of resampled values [R]."""
-    tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)

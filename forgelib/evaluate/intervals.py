@@ -31,6 +31,11 @@ def bootstrap_interval(
             values[i] = statistic(*(sample[rows] for sample in samples))
         else:
             values[i] = statistic(*(sample[generator.integers(0, len(sample), len(sample))] for sample in samples))
+    return percentile_interval(values, level)
+
+
+def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of resampled values [R]."""
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import forgelib.models  # noqa: F401 (registers Cognate with the Auto classes)
 from forgelib.core.sizing import count_parameters
@@ -111,8 +111,6 @@ def dials_of(folder: str | Path) -> dict:
 
 def load_config(folder: str | Path):
     """The configuration of a local model folder."""
-    from transformers import AutoConfig
-
     return AutoConfig.from_pretrained(str(folder))
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ from forgelib.core.artifacts import Artifact
 from forgelib.core.rng import stream
 from forgelib.core.run import Run
 from forgelib.data.prepare import DataBundle
-from forgelib.evaluate.fitness import Yardstick, interval, resamples
+from forgelib.evaluate.fitness import Yardstick, resamples
+from forgelib.evaluate.intervals import percentile_interval
 from forgelib.evaluate.texts import Scores, score_texts
+from forgelib.merge import check_child, recipe
 from forgelib.models import CognateForCausalLM
-from forgelib.phases.cognate import PretrainConfig
 from forgelib.phases.controls import ensemble_scores, even_stages
 from forgelib.phases.genome import Genome, linear_genome
 from forgelib.phases.workshop import Plan, Workshop, load_for_scoring, load_weights
@@ -28,16 +29,12 @@ def even_models(p: EvoEvolve, bundle: DataBundle, parents: phase2.Family) -> dic
     given = {**profile_values(CognateTrain, p.profile), "profile": p.profile, "seed": p.seed, "data": p.data}
     train, found = CognateTrain(**given), {}
     for part, seed, steps in (*((f"even-{i}", i, train.steps) for i in (1, 2, 3)), ("joint", 0, 3 * train.steps)):
-        p_train = train.model_copy(update={"steps": steps, "seed": p.seed})
-        run = phase1.open_training(p_train, part, parents.artifacts)
+        run = phase1.open_training(train.model_copy(update={"steps": steps}), part, parents.artifacts)
         if run.finished() is None:
             model = CognateForCausalLM.from_pretrained(parents.trunk).to(phase1.device())
             stages = even_stages(bundle, steps, train.tokens_per_step)
-            rates = {
-                "muon_lr": train.specialist_rate * train.muon_lr,
-                "adamw_lr": train.specialist_rate * train.adamw_lr,
-            }
-            config = PretrainConfig(stages, seed=stream(p.seed, "even", seed), **rates)
+            like_a_specialist = phase1.training_config(train, bundle, train.specialist)
+            config = replace(like_a_specialist, stages=stages, seed=stream(p.seed, "even", seed))
             for _ in phase1.train(model, config, run, train.checkpoint_every_seconds):
                 pass
             phase1.publish_model(run, model, bundle, verdicts=[])
@@ -68,11 +65,12 @@ class Standing:
 
     def bounds(self, name: str) -> tuple[float, float]:
         """95% interval of a contender's fitness over texts."""
-        return interval(self.resampled[name])
+        return percentile_interval(self.resampled[name])
 
     def lead(self, name: str, other: str) -> tuple[float, tuple[float, float]]:
         """By how much `name` is fitter than `other`, with its paired 95% interval."""
-        return self.fitness(name) - self.fitness(other), interval(self.resampled[name] - self.resampled[other])
+        difference = self.resampled[name] - self.resampled[other]
+        return self.fitness(name) - self.fitness(other), percentile_interval(difference)
 
     def best(self, names: list[str]) -> str:
         """The fittest of some contenders."""
@@ -109,7 +107,7 @@ def trained_contenders(
     """The contenders that cost training or search: CMA-ES, even-mix parents and their mean, the joint model."""
     run = phase2.open_search(p, parents, "cmaes")
     if run.finished() is None:
-        with phase2.population(p, plan) as measure:
+        with phase2.population(plan, p.workers, p.backend) as measure:
             for _ in phase2.search(phase2.evolution_config(p, parents), measure, run, "cmaes"):
                 pass
         run.publish("evomerge-cmaes", lambda folder: _copy_ledger(run, folder))
@@ -128,18 +126,29 @@ def _copy_ledger(run: Run, folder: Path) -> None:
     (folder / phase2.LEDGER).write_bytes((run.dir / phase2.LEDGER).read_bytes())
 
 
+def save_champion(workshop: Workshop, champion: Genome, tokenizer, folder: Path) -> None:
+    """The model folder, with its tokenizer and genome.json. Raises GateFailed where the merge check finds the child
+    unsound: not finite, without variance, off its float64 recomputation, or changed by saving."""
+    weights = workshop.build(champion)
+    recompute = None
+    if not champion.of:
+        recompute = recipe(champion.bits).in_float64(workshop.weights, workshop.trunk, champion.genes)
+    check_child(weights, workshop.weights, workshop.trunk, recompute).gate.enforce()
+    load_weights(workshop.model, weights)
+    if dials := workshop.dials_for(champion):
+        workshop.model.set_dials(dials)
+    workshop.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "genome.json").write_text(json.dumps(champion.to_dict(), indent=1))
+
+
 def publish_champion(
     run: Run, workshop: Workshop, champion: Genome, bundle: DataBundle, verdicts: list[dict]
 ) -> Artifact:
-    """The champion as a model folder, with its genome, ledger and journal; checked to be whole and to reload."""
+    """The champion as an artifact: model folder, genome, ledger and journal."""
 
     def write(folder: Path) -> None:
-        weights = workshop.build(champion)
-        load_weights(workshop.model, weights)
-        workshop.model.set_dials(workshop.dials_for(champion))
-        workshop.model.save_pretrained(folder / "model")
-        bundle.tokenizer.save_pretrained(folder / "model")
-        (folder / "genome.json").write_text(json.dumps(champion.to_dict(), indent=1))
+        save_champion(workshop, champion, bundle.tokenizer, folder / "model")
         _copy_ledger(run, folder)
 
     return run.finished() or run.publish("evomerge-champion", write, verdicts)

@@ -6,7 +6,6 @@ OUT/standing.json    champion, parents, plain mean and ensemble on rows that the
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,20 +14,16 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from forgelib.core.tracking import Tracker
-from forgelib.data import Example
 from forgelib.data.catalogue import CATALOGUE
-from forgelib.data.packing import encode_examples
 from forgelib.data.prepare import load_rows
-from forgelib.evaluate.texts import Texts, batch_texts
+from forgelib.evaluate.texts import Texts
 from forgelib.merge import MergeRefused, check_parents, linear
-from forgelib.phases.cmaes import evolve_cmaes
-from forgelib.phases.evomerge import EvolutionConfig, evolve
+from forgelib.phases.evomerge import EvolutionConfig
 from forgelib.phases.genome import Genome
 from forgelib.phases.ledger import Ledger
-from forgelib.phases.population import LocalPopulation
-from forgelib.phases.workshop import Plan, Workshop, load_config, load_weights
-from forgelib.workbook.contest import contenders, standing
-from forgelib.workbook.phase2 import LEDGER, Family
+from forgelib.phases.workshop import Plan, Workshop, load_config
+from forgelib.workbook.contest import contenders, save_champion, standing
+from forgelib.workbook.phase2 import LEDGER, STRATEGIES, Family, population, texts_of, unseen_rows
 from forgelib.workbook.tables import number
 
 
@@ -41,7 +36,7 @@ class Asked:
     trunk: Path | None = None
     generations: int = 50
     seed: int = 0
-    workers: int | None = None
+    workers: int = 0
     ray: bool = False
     strategy: str = "evolution"
     data: str = "auto"
@@ -63,7 +58,7 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
     asked.out.mkdir(parents=True, exist_ok=True)
     _same_question(asked)
     trunk = asked.trunk or _mean_as_trunk(asked, weights, say)
-    parents = Family({folder.name: folder for folder in asked.models}, trunk, [])
+    parents = Family(_named(asked.models), trunk, [])
     seen, unseen = _splits(asked, tokenizer)
     plan = Plan(tuple(map(str, asked.models)), str(trunk), seen)
     champion = _search(asked, plan, config_of[0].num_hidden_layers, say)
@@ -72,26 +67,27 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
     for row in found.rows():
         say(f"  {row['model']:32} {number(row['fitness']):>8}  [{number(row['low'])}, {number(row['high'])}]")
     (asked.out / "standing.json").write_text(json.dumps(found.rows(), indent=1))
-    return _write(asked, Workshop(plan), champion, tokenizer)
+    save_champion(judge, champion, tokenizer, asked.out / "champion")
+    return asked.out / "champion"
+
+
+def _named(folders: tuple[Path, ...]) -> dict[str, Path]:
+    """Folders by their last name, or by the whole path where two have the same (a/model, b/model)."""
+    names = [folder.name for folder in folders]
+    return {
+        name if names.count(name) == 1 else str(folder): folder for name, folder in zip(names, folders, strict=True)
+    }
 
 
 def _search(asked: Asked, plan: Plan, n_layers: int, say: Callable[[str], object]) -> Genome:
     config = EvolutionConfig(len(asked.models), n_layers, asked.seed, generations=asked.generations)
-    steps = {"evolution": evolve, "cmaes": evolve_cmaes}[asked.strategy]
+    steps = STRATEGIES[asked.strategy]
     tracker = Tracker(asked.out, run_name="phase2-evomerge", config={}, wandb_mode="disabled")
-    with _population(asked, plan) as measure:
+    with population(plan, asked.workers, "ray" if asked.ray else "local") as measure:
         for record in tracker.follow(steps(config, measure, Ledger(asked.out / LEDGER))):
             say(f"  generation {record['step']}: best {record['best']:.4f}, diversity {record['diversity']:.2f}")
     say(f"  ended: {record['ended']}; {record['evaluations']} children measured")
     return Genome.from_dict(record["champion"])
-
-
-def _population(asked: Asked, plan: Plan):
-    if not asked.ray:
-        return LocalPopulation(plan, asked.workers)
-    from forgelib.phases.ray_population import RayPopulation
-
-    return RayPopulation(plan, asked.workers or os.cpu_count() or 1)
 
 
 def _splits(asked: Asked, tokenizer) -> tuple[Texts, Texts]:
@@ -102,16 +98,8 @@ def _splits(asked: Asked, tokenizer) -> tuple[Texts, Texts]:
     prompts = {example.prompt for example in seen}
     for name, spec in CATALOGUE.items():
         if not spec.optional:
-            rows = load_rows(name, "test", source=asked.data, limit=asked.champion_rows, seed=asked.seed).examples
-            unseen += [example for example in rows if example.prompt not in prompts]
-    return _texts(seen, tokenizer, asked.max_tokens), _texts(unseen, tokenizer, asked.max_tokens)
-
-
-def _texts(examples: list[Example], tokenizer, max_tokens: int) -> Texts:
-    pairs = list(zip(examples, encode_examples(tokenizer, examples), strict=True))
-    kept = [(e.category, ids) for e, ids in pairs if len(ids[0]) + len(ids[1]) > 1]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    return batch_texts([ids for _, ids in kept], [c for c, _ in kept], pad_token_id=pad, max_tokens=max_tokens)
+            unseen += unseen_rows(name, asked.data, asked.champion_rows, asked.seed, prompts)
+    return texts_of(tokenizer, seen, asked.max_tokens), texts_of(tokenizer, unseen, asked.max_tokens)
 
 
 def _tokenizer(folder: Path):
@@ -150,14 +138,3 @@ def _same_question(asked: Asked) -> None:
             f"{asked.out} holds a search with other models or options. Give another --out, or delete it."
         )
     note.write_text(json.dumps(facts, indent=1))
-
-
-def _write(asked: Asked, workshop: Workshop, champion: Genome, tokenizer) -> Path:
-    load_weights(workshop.model, workshop.build(champion))
-    if dials := workshop.dials_for(champion):
-        workshop.model.set_dials(dials)
-    folder = asked.out / "champion"
-    workshop.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "genome.json").write_text(json.dumps(champion.to_dict(), indent=1))
-    return folder

@@ -205,15 +205,11 @@ def publish_model(run: Run, model: CognateForCausalLM, bundle: DataBundle, verdi
         bundle.tokenizer.save_pretrained(folder / "model")
 
     together = launched()
-    if together is not None:
-        together.wait_for_everyone()
-        if not together.is_main_process:
-            together.wait_for_everyone()
-            return run.finished()
-    artifact = run.finished() or run.publish(f"cognate-{run.tags['part']}", write, verdicts)
+    if together is None or together.is_main_process:
+        run.finished() or run.publish(f"cognate-{run.tags['part']}", write, verdicts)
     if together is not None:
         together.wait_for_everyone()  # now the others find it
-    return artifact
+    return run.finished()
 
 
 def load_model(artifact: Artifact) -> CognateForCausalLM:

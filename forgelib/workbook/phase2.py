@@ -1,4 +1,4 @@
-"""What the Phase 2 notebooks share: the parents, the two splits, the search and its records.
+"""What the Phase 2 notebooks share: the parents, the three splits, the search and its records.
 
 A notebook shows each of these steps; here is only the joining of parameters, runs and artifacts.
 """
@@ -14,7 +14,7 @@ from forgelib.core.artifacts import Artifact, load_artifact
 from forgelib.core.paths import runs_dir
 from forgelib.core.registry import Registry
 from forgelib.core.rng import stream
-from forgelib.core.run import Run, latest_artifact, open_run
+from forgelib.core.run import MissingInput, Run, latest_artifact, open_run
 from forgelib.core.tracking import JOURNAL, read_journal
 from forgelib.data import DataError, Example
 from forgelib.data.leakage import leaked_prompts
@@ -61,32 +61,29 @@ def family(p: Parameters) -> Family:
     hint = "Make it:  papermill 12_cognate_diversity.ipynb out.ipynb"
     together = latest_artifact("cognate-parents", phase1.tags(p), hint)
     named = json.loads((together.path / "parents.json").read_text())["parents"]
-    registry, artifacts = Registry(runs_dir()), {}
-    for name, fact in named.items():
-        (row,) = [row for row in registry.find(name=fact["name"]) if row["digest"] == fact["digest"]]
-        artifacts[name] = load_artifact(row["path"])
-    trunk = _trunk_of(next(iter(artifacts.values())))
+    artifacts = {name: _published(fact, hint) for name, fact in named.items()}
+    first = next(iter(artifacts.values()))
+    trunk = _published(next(p for p in first.manifest["parents"] if p["name"] == "cognate-trunk"), hint).path / "model"
     folders = {name: artifact.path / "model" for name, artifact in artifacts.items()}
-    check_parents(list(folders.values()), trunk / "model", may_differ=CognateConfig.dials, labels=list(folders))
-    return Family(folders, trunk / "model", [together])
+    check_parents(list(folders.values()), trunk, may_differ=CognateConfig.dials, labels=list(folders))
+    return Family(folders, trunk, [together])
 
 
-def _trunk_of(specialist: Artifact) -> Path:
-    wanted = next(p["digest"] for p in specialist.manifest["parents"] if p["name"] == "cognate-trunk")
-    (row,) = [row for row in Registry(runs_dir()).find(name="cognate-trunk") if row["digest"] == wanted]
-    return load_artifact(row["path"]).path
+def _published(fact: dict, hint: str) -> Artifact:
+    """The artifact of this name and digest. Raises MissingInput where it is gone."""
+    found = [row for row in Registry(runs_dir()).find(name=fact["name"]) if row["digest"] == fact["digest"]]
+    if not found:
+        raise MissingInput(f"{fact['name']} {fact['digest'][:12]} is no longer below {runs_dir()}. {hint}")
+    return load_artifact(found[0]["path"])
 
 
-def texts_of(bundle: DataBundle, examples: list[Example], max_tokens: int) -> Texts:
+def texts_of(tokenizer, examples: list[Example], max_tokens: int) -> Texts:
     """Examples as padded batches; texts of fewer than two tokens are left out."""
-    pairs = zip(examples, encode_examples(bundle.tokenizer, examples), strict=True)
+    pairs = zip(examples, encode_examples(tokenizer, examples), strict=True)
     kept = [(example.category, ids) for example, ids in pairs if len(ids[0]) + len(ids[1]) > 1]
-    return batch_texts(
-        [ids for _, ids in kept],
-        [category for category, _ in kept],
-        pad_token_id=bundle.tokenizer.pad_token_id,
-        max_tokens=max_tokens,
-    )
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    ids, categories = [ids for _, ids in kept], [category for category, _ in kept]
+    return batch_texts(ids, categories, pad_token_id=pad, max_tokens=max_tokens)
 
 
 def search_examples(bundle: DataBundle, rows_per_dataset: int, seed: int) -> list[Example]:
@@ -133,17 +130,20 @@ def champion_examples(p: EvoEvolve, bundle: DataBundle) -> list[Example]:
     found: list[Example] = []
     for source in bundle.sources:
         kind = "procedural" if source.source == "procedural" else p.data
-        asked = {"source": kind, "limit": p.champion_rows, "seed": p.seed}
-        try:
-            rows = load_rows(source.dataset, "test", **asked).examples
-        except DataError:
-            asked["limit"] += bundle.config.heldout_per_dataset
-            rows = load_rows(source.dataset, "heldout", **asked).examples
-        found += [e for e in rows if e.prompt not in seen][: p.champion_rows]
+        found += unseen_rows(source.dataset, kind, p.champion_rows, p.seed, seen)
     pools = [pool for stage in bundle.pools.values() for pool in stage.values()]
     prompts = [ids for ids, _ in encode_examples(bundle.tokenizer, found)]
     eos = bundle.tokenizer.eos_token_id
     return [e for e, ids in zip(found, prompts, strict=True) if not (ids and leaked_prompts(pools, [ids], eos))]
+
+
+def unseen_rows(dataset: str, source: str, n: int, seed: int, seen: set[str]) -> list[Example]:
+    """At most `n` test rows, or further held-out rows where there is no test split; no prompt of `seen` among them."""
+    try:
+        rows = load_rows(dataset, "test", source=source, limit=n, seed=seed).examples
+    except DataError:
+        rows = load_rows(dataset, "heldout", source=source, limit=n + len(seen), seed=seed).examples
+    return [example for example in rows if example.prompt not in seen][:n]
 
 
 def _some_of_each(examples: list[Example], rows: int, seed: int) -> list[Example]:
@@ -157,7 +157,7 @@ def _some_of_each(examples: list[Example], rows: int, seed: int) -> list[Example
 
 def open_search(p: EvoEvolve, parents: Family, strategy: str = "evolution") -> Run:
     """The run of the search; workers and what only the report reads are no part of its key."""
-    left_out = {"workers", "backend", "wandb_mode", "on_gate_failure", "controls", "champion_rows"}
+    left_out = {"workers", "backend", "wandb_mode", "on_gate_failure", "controls", "champion_rows", "fitness_threshold"}
     return open_run(
         EvoEvolve.NOTEBOOK,
         {**p.model_dump(exclude=left_out), "strategy": strategy},
@@ -184,10 +184,11 @@ def evolution_config(p: EvoEvolve, parents: Family) -> EvolutionConfig:
     )
 
 
-def population(p: EvoEvolve, plan: Plan):
-    """Who measures the children: processes of this machine, or Ray's. A context manager; the numbers are the same."""
-    workers = p.workers or os.cpu_count() or 1
-    if p.backend == "local":
+def population(plan: Plan, workers: int, backend: str = "local"):
+    """Who measures the children: processes of this machine (0: one a core), or Ray's. A context manager; the numbers
+    are the same."""
+    workers = workers or os.cpu_count() or 1
+    if backend == "local":
         return LocalPopulation(plan, workers)
     from forgelib.phases.ray_population import RayPopulation
 

@@ -3,7 +3,6 @@
 A later phase appends its steps to PLAN; nothing else changes.
 """
 
-import ast
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from forgelib.core.artifacts import sources_of
+from forgelib.core.artifacts import imports_of, sources_of
 from forgelib.core.paths import datasets_mirror, repo_root
 from forgelib.workbook.params import MODELS, ParameterError, Parameters, resolve
 
@@ -121,12 +120,8 @@ def _code_digest(notebook: str) -> str:
 
 def _imported_modules(notebook: str) -> Iterator[str]:
     for cell in json.loads(notebook_path(notebook).read_text())["cells"]:
-        nodes = ast.walk(ast.parse("".join(cell["source"]))) if cell["cell_type"] == "code" else ()
-        for node in nodes:
-            if isinstance(node, ast.ImportFrom):
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
-            elif isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
+        if cell["cell_type"] == "code":
+            yield from (".".join(parts) for parts in imports_of("".join(cell["source"])))
 
 
 def _versions() -> dict[str, str]:

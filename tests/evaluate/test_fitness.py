@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from forgelib.evaluate.fitness import TERMS, WEIGHTS, Yardstick, fitness_weights, interval, resamples
+from forgelib.evaluate.fitness import TERMS, WEIGHTS, Yardstick, fitness_weights, resamples
+from forgelib.evaluate.intervals import percentile_interval
 from forgelib.evaluate.texts import Scores
 
 N = 30
@@ -145,4 +146,5 @@ def test_resamples_keep_the_number_of_texts_in_each_category():
 
 def test_the_interval_holds_the_middle():
     values = np.arange(1001) / 1000
-    assert interval(values) == pytest.approx((0.025, 0.975)) and interval(values, 0.5) == pytest.approx((0.25, 0.75))
+    assert percentile_interval(values) == pytest.approx((0.025, 0.975))
+    assert percentile_interval(values, 0.5) == pytest.approx((0.25, 0.75))

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from forgelib import cli
 from forgelib.data.procedural import TWINS, draw
 from forgelib.data.tokenizer import load_or_train_tokenizer
+from forgelib.workbook.evo import _named
 
 NAMES = ("a", "b", "c")
 
@@ -72,6 +73,11 @@ def test_three_llamas_make_a_champion_that_reloads_and_a_search_that_continues(f
     assert evo(monkeypatch, folders, tmp_path / "out") == 0
     assert (tmp_path / "out" / "evaluations.jsonl").read_bytes() == ledger, "nothing is measured twice"
     assert (tmp_path / "out" / "champion" / "genome.json").read_bytes() == genome
+
+
+def test_folders_of_one_name_stay_apart():
+    """Our own artifacts all end in /model."""
+    assert list(_named((Path("a/model"), Path("b/model"), Path("c")))) == ["a/model", "b/model", "c"]
 
 
 def refusal(monkeypatch, capsys, root: Path, out: Path, *more: str, models: tuple[str, ...] = NAMES) -> str:

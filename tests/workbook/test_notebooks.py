@@ -87,8 +87,7 @@ def test_counts_and_checked_outputs_are_kept_and_nothing_else(path):
 @each
 def test_it_names_no_machine_and_its_formulas_render(path):
     text = path.read_text()
-    for place in ("/home/", "/Users/", "/tmp/", "/root/", "C:\\\\"):
-        assert place not in text
+    assert not re.search(r"/(home|Users|tmp|root)/|C:\\\\", text)
     assert "papermill" not in read(path).metadata
     for cell in of_type(read(path), "markdown"):
         render.markdown(cell.source)

@@ -64,3 +64,14 @@ def test_a_planted_leak_is_left_out(bundle, monkeypatch):
 def test_a_search_that_takes_every_held_out_row_is_refused(bundle):
     with pytest.raises(DataError, match="search_rows = 10 takes every held-out row"):
         phase2.selection_examples(bundle, 10, 0)
+
+
+def test_a_moved_threshold_or_worker_is_no_other_search(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORGE_RUNS", str(tmp_path))
+    parents = phase2.Family({}, tmp_path, [])
+
+    def key(**knobs) -> str:
+        return phase2.open_search(EvoEvolve(**knobs), parents).key
+
+    assert key() == key(fitness_threshold=1.1) == key(workers=3) == key(champion_rows=9) == key(controls="untrained")
+    assert len({key(), key(search_rows=5), key(generations=7), key(seed=1)}) == 4
