@@ -111,6 +111,7 @@ class Tracker:
                     job_type=self.job_type,
                     dir=str(self.run_dir),
                     resume="allow",
+                    reinit="create_new",  # a notebook has several runs; the default would end the one before
                     settings=wandb.Settings(silent=True, console="off", save_code=False, x_disable_stats=True),
                 )
         return self._wandb

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +15,10 @@ from forgelib.evaluate.fitness import Yardstick, resamples
 from forgelib.evaluate.intervals import percentile_interval
 from forgelib.evaluate.texts import Scores, score_texts
 from forgelib.merge import check_child, recipe
-from forgelib.models import CognateForCausalLM
-from forgelib.phases.controls import ensemble_scores, even_stages
+from forgelib.phases.controls import ensemble_scores
 from forgelib.phases.genome import Genome, linear_genome
-from forgelib.phases.workshop import Plan, Workshop, load_for_scoring, load_weights
-from forgelib.workbook import phase1, phase2
-from forgelib.workbook.params import CognateTrain, EvoEvolve, profile_values
-
-
-def even_models(p: EvoEvolve, bundle: DataBundle, parents: phase2.Family) -> dict[str, Path]:
-    """The trained controls: three parents of one even mix, and one joint model with the steps of all three. Each is a
-    run of its own, made once."""
-    given = {**profile_values(CognateTrain, p.profile), "profile": p.profile, "seed": p.seed, "data": p.data}
-    train, found = CognateTrain(**given), {}
-    for part, seed, steps in (*((f"even-{i}", i, train.steps) for i in (1, 2, 3)), ("joint", 0, 3 * train.steps)):
-        run = phase1.open_training(train.model_copy(update={"steps": steps}), part, parents.artifacts)
-        if run.finished() is None:
-            model = CognateForCausalLM.from_pretrained(parents.trunk).to(phase1.device())
-            stages = even_stages(bundle, steps, train.tokens_per_step)
-            like_a_specialist = phase1.training_config(train, bundle, train.specialist)
-            config = replace(like_a_specialist, stages=stages, seed=stream(p.seed, "even", seed))
-            for _ in phase1.train(model, config, run, train.checkpoint_every_seconds):
-                pass
-            phase1.publish_model(run, model, bundle, verdicts=[])
-        found[part] = run.finished().path / "model"
-    return found
+from forgelib.phases.workshop import Workshop, load_for_scoring, load_weights
+from forgelib.workbook import phase2
 
 
 @dataclass(frozen=True)
@@ -101,31 +80,6 @@ def contenders(workshop: Workshop, champion: Genome, parents: phase2.Family) -> 
     }
 
 
-def trained_contenders(
-    p: EvoEvolve, judge: Workshop, bundle: DataBundle, parents: phase2.Family, plan: Plan
-) -> dict[str, Scores]:
-    """The contenders that cost training or search: CMA-ES, even-mix parents and their mean, the joint model."""
-    run = phase2.open_search(p, parents, "cmaes")
-    if run.finished() is None:
-        with phase2.population(plan, p.workers, p.backend) as measure:
-            for _ in phase2.search(phase2.evolution_config(p, parents), measure, run, "cmaes"):
-                pass
-        run.publish("evomerge-cmaes", lambda folder: _copy_ledger(run, folder))
-    found = {"CMA-ES": judge.scores(Genome.from_dict(phase2.records(run)[-1]["champion"]))}
-    folders = even_models(p, bundle, parents)
-    even = Workshop(
-        Plan(tuple(str(f) for name, f in folders.items() if name != "joint"), str(parents.trunk), plan.texts)
-    )
-    found["mean of three even-mix parents"] = judge.read(even.build(linear_genome(3, parents.n_layers)), even.dials[0])
-    texts = judge.plan.texts
-    found |= {name: score_texts(load_for_scoring(folder), texts) for name, folder in folders.items()}
-    return found
-
-
-def _copy_ledger(run: Run, folder: Path) -> None:
-    (folder / phase2.LEDGER).write_bytes((run.dir / phase2.LEDGER).read_bytes())
-
-
 def save_champion(workshop: Workshop, champion: Genome, tokenizer, folder: Path) -> None:
     """The model folder, with its tokenizer and genome.json. Raises GateFailed where the merge check finds the child
     unsound: not finite, without variance, off its float64 recomputation, or changed by saving."""
@@ -149,6 +103,6 @@ def publish_champion(
 
     def write(folder: Path) -> None:
         save_champion(workshop, champion, bundle.tokenizer, folder / "model")
-        _copy_ledger(run, folder)
+        phase2.keep_ledger(run, folder)
 
     return run.finished() or run.publish("evomerge-champion", write, verdicts)

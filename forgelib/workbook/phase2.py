@@ -6,7 +6,7 @@ A notebook shows each of these steps; here is only the joining of parameters, ru
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -195,10 +195,9 @@ def population(plan: Plan, workers: int, backend: str = "local"):
     return RayPopulation(plan, workers)
 
 
-def search(config: EvolutionConfig, measure: Measure, run: Run, strategy: str = "evolution") -> Iterator[dict]:
+def search(config: EvolutionConfig, measure: Measure, run: Run, strategy: Callable = evolve) -> Iterator[dict]:
     """Records of the generations, journaled. The ledger in the run's folder keeps what was measured."""
-    steps = STRATEGIES[strategy](config, measure, Ledger(run.dir / LEDGER), run.control)
-    yield from run.tracker.follow(steps)
+    yield from run.tracker.follow(strategy(config, measure, Ledger(run.dir / LEDGER), run.control))
 
 
 def records(run: Run) -> list[dict]:
@@ -212,6 +211,11 @@ def evaluations(run: Run) -> list[dict]:
     finished = run.finished()
     ledger = Ledger((finished.path if finished else run.dir) / LEDGER)
     return [ledger[key] for key in ledger]
+
+
+def keep_ledger(run: Run, folder: Path) -> None:
+    """Every measured child goes into the artifact, too."""
+    (folder / LEDGER).write_bytes((run.dir / LEDGER).read_bytes())
 
 
 def open_plan(parents: Family, texts: Texts) -> Plan:

@@ -141,3 +141,20 @@ def test_the_offline_mirror_lies_in_the_run_folder_and_is_continued(tmp_path, mo
     run_id = (tmp_path / "wandb_id").read_text()
     mirrors = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert mirrors and all(folder.name.endswith(run_id) for folder in mirrors)
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_notebook_have_a_mirror_each(tmp_path):
+    """The second neither ends the first nor is taken for it: the search goes on while its controls are trained."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    search, control = (tracker(tmp_path / name, wandb_mode="offline") for name in ("search", "control"))
+    search.log({"step": 0, "best": 1.0})
+    control.log({"step": 0, "loss": 1.0})
+    control.finish()
+    search.log({"step": 1, "best": 1.1})
+    search.save_artifact(tmp_path / "model", "champion", "model")
+    search.finish()
+    for journal in (search, control):
+        (mirror,) = (journal.run_dir / "wandb").glob("offline-run-*")
+        assert mirror.name.endswith((journal.run_dir / "wandb_id").read_text())
