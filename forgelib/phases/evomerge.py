@@ -43,11 +43,13 @@ class EvolutionConfig:
 
 @dataclass(frozen=True)
 class Member:
-    """A genome in a population: how it came about, and the keys of what it came from."""
+    """A genome in a population: how it came about, the keys of what it came from, and, where a mutation made it fitter,
+    the genome before."""
 
     genome: Genome
     how: str
     parents: tuple[str, ...] = ()
+    before: Genome | None = None
 
 
 class SearchStopped(RuntimeError):
@@ -74,6 +76,7 @@ def evolve(config: EvolutionConfig, measure: Measure, ledger: Ledger, control: C
             raise SearchStopped(generation, config.generations)
         found = measured([m.genome for m in population], measure, ledger)
         seen |= found
+        population = [_with_what_helped(member, seen) for member in population]
         ranked = sorted(population, key=lambda m: (-found[m.genome.key]["fitness"], m.genome.key))
         leader = found[ranked[0].genome.key]["fitness"]
         best, stale = (leader, 0) if leader >= best + config.least_gain else (best, stale + 1)
@@ -111,7 +114,7 @@ def next_population(ranked: Sequence[Member], config: EvolutionConfig, generatio
     """Elites, chaos children of the losers, and mutated winners of tournaments; then fresh blood until the recipes are
     diverse again. Also the diversity before that."""
     dice = random.Random(stream(config.seed, "generation", generation))
-    elites = [Member(m.genome, "elite", (m.genome.key,)) for m in ranked[: config.elites]]
+    elites = [Member(m.genome, "elite", (m.genome.key,), m.before) for m in ranked[: config.elites]]
     losers = [m.genome for m in ranked[-config.losers :]]
     members = list(elites)
     for group in (losers[0::2], losers[1::2]):
@@ -120,13 +123,20 @@ def next_population(ranked: Sequence[Member], config: EvolutionConfig, generatio
     while len(members) < config.population:
         winner = min(dice.sample(range(len(ranked)), config.tournament))  # ranked: the smallest index is the fittest
         parent = ranked[winner].genome
-        members.append(Member(mutated(parent, dice), "mutation", (parent.key,)))
+        child = mutated(parent, dice, ranked[winner].before)
+        members.append(Member(child, "mutation", (parent.key,), parent))
     before = diversity([m.genome for m in members])
     place = len(members) - 1
     while place >= len(elites) and diversity([m.genome for m in members]) <= config.least_diversity:
         members[place] = Member(_most_different(members, dice, config), "fresh")
         place -= 1
     return members, before
+
+
+def _with_what_helped(member: Member, seen: dict) -> Member:
+    """The member, without the genome before where that one was as fit."""
+    helped = member.before is not None and seen[member.genome.key]["fitness"] > seen[member.before.key]["fitness"]
+    return member if helped else replace(member, before=None)
 
 
 def _most_different(members: Sequence[Member], dice: random.Random, config: EvolutionConfig) -> Genome:

@@ -18,7 +18,7 @@ WEIGHT_STEP, MASK_SEEDS, DEEPEST_CHAOS = 0.15, 1000, 3
 EMPHASIS_STEP, LARGEST_EMPHASIS = 0.3, 3.0
 #: Smallest and largest size of a child's steps, in multiples of the ones above.
 SIZES = (0.1, 4.0)
-BIT_FLIP, GENE_CHANGE, DIALS_CHANGE = 0.2, 0.5, 0.15
+BIT_FLIP, GENES_CHANGED, STEP_AGAIN = 0.1, 1.5, 0.4
 LETTERS = "ABC"
 #: What each bit's choice expresses; the other genes are silent and change nothing.
 EXPRESSED = (
@@ -57,7 +57,9 @@ class Genome:
     @property
     def expressed(self) -> dict:
         """The genes that shape the child, and no silent ones."""
-        named = {"bits", "dials"}.union(*(EXPRESSED[i][int(bit)] for i, bit in enumerate(self.bits)))
+        letters = set(self.pattern) if self.bits[2] == "0" else {"C"}
+        heard = (letters != {"B"}, letters != {"A"}, True)
+        named = {"bits", "dials"}.union(*(EXPRESSED[i][int(self.bits[i])] for i in range(3) if heard[i]))
         return {name: getattr(self, name) for name in sorted(named)} | {"of": [one.expressed for one in self.of]}
 
     @property
@@ -105,34 +107,61 @@ def random_genome(dice: random.Random, n_models: int, n_layers: int, bits: str |
     )
 
 
-def mutated(genome: Genome, dice: random.Random) -> Genome:
-    """A copy with flipped bits and small changes; never the same child again."""
+def mutated(genome: Genome, dice: random.Random, before: Genome | None = None) -> Genome:
+    """A copy with flipped bits and small changes; never the same child again.
+
+    before: a less fit genome that this one was mutated from. A step that helped is then often taken once more.
+    """
     child = genome
     while child.key == genome.key:
-        child = _changed(genome, dice)
+        again = before is not None and dice.random() < STEP_AGAIN
+        child = _stepped_on(genome, before, dice) if again else _changed(genome, dice)
+        before = None
     return child
 
 
 def _changed(genome: Genome, dice: random.Random) -> Genome:
-    """One size for all of a child's steps, drawn with a heavy tail: some children refine, some jump."""
+    """One size for all of a child's steps, drawn with a heavy tail: some children refine, some jump. About
+    GENES_CHANGED of the genes that count change, so that a good change is seldom spoilt by a bad one."""
     size = min(SIZES[1], max(SIZES[0], 2.0 ** dice.gauss(-0.5, 1.25)))
     bits = "".join(str(1 - int(bit)) if dice.random() < BIT_FLIP else bit for bit in genome.bits)
+    names = sorted(set(replace(genome, bits=bits).expressed) - {"bits", "of"})
     moved = {}
-    for name, (low, high, step) in RANGES.items():
-        if dice.random() < GENE_CHANGE:
-            moved[name] = _rounded(min(high, max(low, getattr(genome, name) + dice.gauss(0, size * step))))
-    if dice.random() < GENE_CHANGE:
-        moved["weights"] = _shares([max(0.0, w + dice.gauss(0, size * WEIGHT_STEP)) for w in genome.weights])
-    if dice.random() < GENE_CHANGE:
-        moved["emphasis"] = _with_a_changed_row(genome.emphasis, size * EMPHASIS_STEP, dice)
-    if dice.random() < GENE_CHANGE:
-        place = dice.randrange(len(genome.pattern))
-        moved["pattern"] = genome.pattern[:place] + dice.choice(LETTERS) + genome.pattern[place + 1 :]
-    if dice.random() < DIALS_CHANGE:
-        moved["dials"] = dice.randrange(len(genome.weights))
-    if dice.random() < DIALS_CHANGE:
-        moved["mask_seed"] = dice.randrange(MASK_SEEDS)
+    for name in names:
+        if dice.random() >= GENES_CHANGED / len(names):
+            continue
+        if name in RANGES:
+            moved[name] = _within(name, getattr(genome, name) + dice.gauss(0, size * RANGES[name][2]))
+        elif name == "weights":
+            moved[name] = _shares([max(0.0, w + dice.gauss(0, size * WEIGHT_STEP)) for w in genome.weights])
+        elif name == "emphasis":
+            moved[name] = _with_a_changed_row(genome.emphasis, size * EMPHASIS_STEP, dice)
+        elif name == "pattern":
+            place = dice.randrange(len(genome.pattern))
+            moved[name] = genome.pattern[:place] + dice.choice(LETTERS) + genome.pattern[place + 1 :]
+        else:
+            moved[name] = dice.randrange(len(genome.weights) if name == "dials" else MASK_SEEDS)
     return replace(genome, bits=bits, **moved)
+
+
+def _stepped_on(genome: Genome, before: Genome, dice: random.Random) -> Genome:
+    """From `before` to here, and on: every continuous gene moves by half to twice its last move."""
+    far = dice.uniform(0.5, 2.0)
+
+    def on(now: tuple[float, ...], then: tuple[float, ...]) -> list[float]:
+        return [max(0.0, a + far * (a - b)) for a, b in zip(now, then, strict=True)]
+
+    moved = {name: _within(name, on((getattr(genome, name),), (getattr(before, name),))[0]) for name in RANGES}
+    moved["weights"] = _shares(on(genome.weights, before.weights))
+    pairs = zip(genome.emphasis, before.emphasis, strict=True)
+    rows = (on(row, old) for row, old in pairs)
+    moved["emphasis"] = tuple(tuple(_rounded(min(LARGEST_EMPHASIS, x)) for x in row) for row in rows)
+    return replace(genome, **moved)
+
+
+def _within(name: str, value: float) -> float:
+    low, high, _ = RANGES[name]
+    return _rounded(min(high, max(low, value)))
 
 
 def chaos(losers: list[Genome], dice: random.Random, n_layers: int) -> Genome:

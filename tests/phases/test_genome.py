@@ -5,12 +5,14 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
-from forgelib.merge import RECIPES
+from forgelib.merge import RECIPES, recipe
 from forgelib.phases.genome import (
     DEEPEST_CHAOS,
     EXPRESSED,
     RANGES,
+    STEP_AGAIN,
     Genome,
     chaos,
     default_genome,
@@ -86,6 +88,36 @@ def test_only_genes_that_shape_the_child_are_in_its_key(bits):
         changed = replace(genome, **{name: value}).key != genome.key
         assert changed == (name in loud), f"{name} in recipe {bits}"
     assert replace(genome, dials=1).key != genome.key and replace(genome, of=(genome,)).key != genome.key
+
+
+@pytest.mark.parametrize("pattern", ["AAAAA", "BBBBB", "CCCCC", "ABCAB"])
+@pytest.mark.parametrize("bits", RECIPES)
+def test_a_gene_changes_the_key_where_it_changes_the_child(bits, pattern):
+    """Layers of one letter leave the other stage without a say, with all its genes."""
+    torch.manual_seed(0)
+    names = ["embed.weight", *(f"layers.{i}.weight" for i in range(LAYERS))]
+    *parents, trunk = ({name: torch.randn(12, 8) for name in names} for _ in range(4))
+    genome = replace(default_genome(bits, 3, LAYERS), pattern=pattern, drop_rate=0.5, top_k=0.5)
+    child = recipe(bits).merge(parents, trunk, genome.genes)
+    emphasis = ((2.0, 0.5, 1.0),) * (LAYERS + 2)
+    changes = {"t": 0.1, "drop_rate": 0.3, "top_k": 0.7, "scale": 1.5, "mask_seed": 9, "weights": (0.5, 0.3, 0.2)}
+    for name, value in (*changes.items(), ("emphasis", emphasis)):
+        other = replace(genome, **{name: value})
+        merged = recipe(bits).merge(parents, trunk, other.genes)
+        same = all(torch.equal(merged[one], child[one]) for one in names)
+        assert (other.key == genome.key) == same, name
+
+
+def test_a_step_that_helped_is_taken_again():
+    before = replace(default_genome("000", 3, LAYERS), drop_rate=0.9, scale=1.0)
+    here = replace(before, drop_rate=0.7, scale=1.2, weights=(0.2, 0.3, 0.5))
+    children = [mutated(here, random.Random(seed), before) for seed in range(300)]
+    far = [(0.7 - child.drop_rate) / 0.2 for child in children]
+    on = [child for child, f in zip(children, far, strict=True) if f > 0.4 and abs(child.scale - 1.2 - 0.2 * f) < 1e-3]
+    assert abs(len(on) / 300 - STEP_AGAIN) < 0.1
+    for child in on:
+        assert child.weights[2] > 0.5 and child.bits == here.bits
+        assert_mergeable(child, 3)
 
 
 def test_json_gives_the_same_genome_back():
