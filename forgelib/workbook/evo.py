@@ -19,17 +19,16 @@ from forgelib.data.prepare import load_rows
 from forgelib.evaluate.texts import Texts
 from forgelib.merge import MergeRefused, check_parents, linear
 from forgelib.phases.evomerge import EvolutionConfig
-from forgelib.phases.genome import Genome
 from forgelib.phases.ledger import Ledger
 from forgelib.phases.workshop import Plan, Workshop, load_config
 from forgelib.workbook.contest import contenders, save_champion, standing
-from forgelib.workbook.phase2 import LEDGER, STRATEGIES, Family, population, texts_of, unseen_rows
+from forgelib.workbook.phase2 import LEDGER, STRATEGIES, Family, choose, population, texts_of, unseen_rows
 from forgelib.workbook.tables import number
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for. rows are those of each dataset: searched on, and unseen."""
+    """What the command line asks for. rows are those of each dataset: searched on, chosen by, and unseen."""
 
     models: tuple[Path, ...]
     out: Path
@@ -41,6 +40,7 @@ class Asked:
     strategy: str = "evolution"
     data: str = "auto"
     search_rows: int = 20
+    selection_rows: int = 40
     champion_rows: int = 100
     max_tokens: int = 256
 
@@ -59,9 +59,12 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
     _same_question(asked)
     trunk = asked.trunk or _mean_as_trunk(asked, weights, say)
     parents = Family(_named(asked.models), trunk, [])
-    seen, unseen = _splits(asked, tokenizer)
+    seen, chosen_by, unseen = _splits(asked, tokenizer)
     plan = Plan(tuple(map(str, asked.models)), str(trunk), seen)
-    champion = _search(asked, plan, config_of[0].num_hidden_layers, say)
+    n_layers = config_of[0].num_hidden_layers
+    _search(asked, plan, n_layers, say)
+    with _population(asked, replace(plan, texts=chosen_by)) as measure:
+        champion, _ = choose(Ledger(asked.out / LEDGER), measure, n_layers)
     judge = Workshop(replace(plan, texts=unseen))
     found = standing(judge, contenders(judge, champion, parents), asked.seed)
     for row in found.rows():
@@ -79,27 +82,33 @@ def _named(folders: tuple[Path, ...]) -> dict[str, Path]:
     }
 
 
-def _search(asked: Asked, plan: Plan, n_layers: int, say: Callable[[str], object]) -> Genome:
+def _search(asked: Asked, plan: Plan, n_layers: int, say: Callable[[str], object]) -> None:
     config = EvolutionConfig(len(asked.models), n_layers, asked.seed, generations=asked.generations)
     steps = STRATEGIES[asked.strategy]
     tracker = Tracker(asked.out, run_name="phase2-evomerge", config={}, wandb_mode="disabled")
-    with population(plan, asked.workers, "ray" if asked.ray else "local") as measure:
+    with _population(asked, plan) as measure:
         for record in tracker.follow(steps(config, measure, Ledger(asked.out / LEDGER))):
             say(f"  generation {record['step']}: best {record['best']:.4f}, diversity {record['diversity']:.2f}")
     say(f"  ended: {record['ended']}; {record['evaluations']} children measured")
-    return Genome.from_dict(record["champion"])
 
 
-def _splits(asked: Asked, tokenizer) -> tuple[Texts, Texts]:
-    """Rows to search on, and test rows that the search never sees, of every dataset that is within reach."""
-    seen, unseen = [], []
+def _population(asked: Asked, plan: Plan):
+    return population(plan, asked.workers, "ray" if asked.ray else "local")
+
+
+def _splits(asked: Asked, tokenizer) -> tuple[Texts, Texts, Texts]:
+    """Rows to search on, further ones to choose among the finalists by, and test rows that neither sees."""
+    seen, chosen_by, unseen = [], [], []
+    both = asked.search_rows + asked.selection_rows
     for name in CATALOGUE:
-        seen += load_rows(name, "heldout", source=asked.data, limit=asked.search_rows, seed=asked.seed).examples
-    prompts = {example.prompt for example in seen}
+        rows = load_rows(name, "heldout", source=asked.data, limit=both, seed=asked.seed).examples
+        seen += rows[: asked.search_rows]
+        chosen_by += rows[asked.search_rows :]
+    prompts = {example.prompt for example in (*seen, *chosen_by)}
     for name, spec in CATALOGUE.items():
         if not spec.optional:
             unseen += unseen_rows(name, asked.data, asked.champion_rows, asked.seed, prompts)
-    return texts_of(tokenizer, seen, asked.max_tokens), texts_of(tokenizer, unseen, asked.max_tokens)
+    return tuple(texts_of(tokenizer, examples, asked.max_tokens) for examples in (seen, chosen_by, unseen))
 
 
 def _tokenizer(folder: Path):

@@ -103,10 +103,8 @@ def selection_examples(bundle: DataBundle, rows_per_dataset: int, seed: int) -> 
     return _some_of_each(rest, 10**9, seed)
 
 
-def choose(run: Run, measure: Measure, n_layers: int) -> tuple[Genome, list[dict]]:
+def choose(ledger: Ledger, measure: Measure, n_layers: int) -> tuple[Genome, list[dict]]:
     """The fittest finalist on the selection split, and a row for each: fitness there and in the search."""
-    finished = run.finished()
-    ledger = Ledger((finished.path if finished else run.dir) / LEDGER)
     genomes = finalists(ledger, n_layers)
     found = [result["fitness"] for result in measure(genomes)]
     rows = [
@@ -206,11 +204,10 @@ def records(run: Run) -> list[dict]:
     return read_journal(finished.path / JOURNAL) if finished else run.tracker.records()
 
 
-def evaluations(run: Run) -> list[dict]:
-    """Every child that was measured: genome, fitness, terms."""
+def evaluations(run: Run) -> Ledger:
+    """Every child that was measured, by its key: genome, fitness, terms; from the artifact of a finished run."""
     finished = run.finished()
-    ledger = Ledger((finished.path if finished else run.dir) / LEDGER)
-    return [ledger[key] for key in ledger]
+    return Ledger((finished.path if finished else run.dir) / LEDGER)
 
 
 def keep_ledger(run: Run, folder: Path) -> None:
