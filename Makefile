@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test      ## lint, floor plan, unit and pipeline tests,
 	$(BIN)/python -m pytest tests/test_floorplan.py
 	$(BIN)/python -m pytest --ignore=tests/test_floorplan.py
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
-	export FORGE_RUNS="$$runs" FORGE_PROFILE=smoke FORGE_DATASETS= HF_HUB_OFFLINE=1 WANDB_MODE=offline && \
+	export FORGE_RUNS="$$runs" FORGE_PROFILE=smoke FORGE_DATASETS= HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 && \
 	$(NBVAL) notebooks/0*.ipynb notebooks/10*.ipynb notebooks/11*.ipynb && \
 	for name in memory speed; do \
 	  $(BIN)/forge run --only 11_cognate_train-$$name --reports "$$runs/reports" || exit 1; done && \

@@ -22,7 +22,7 @@ FLOORS = {
 }
 #: Phase 2 is several ideas that rest on each other: genome and ledger, the workshop on them, who measures a population,
 #: the two searches, the controls.
-EVOMERGE = {"workshop", "population", "ray_population", "evomerge", "cmaes", "controls"}
+EVOMERGE = {"workshop", "population", "ray_population", "surrogate", "evomerge", "cmaes", "controls"}
 #: Inside a room only these files (and `__init__`) import their siblings. In core, `loop` joins what continues a run
 #: (random numbers, state) and `run` what a run is (artifacts, registry, tracking, loop).
 JOINING = {

@@ -13,14 +13,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from forgelib.core.loop import Control
 from forgelib.core.rng import stream
 from forgelib.merge import RECIPES
 from forgelib.phases.genome import Genome, chaos, default_genome, diversity, linear_genome, mutated, random_genome
 from forgelib.phases.ledger import Ledger
+from forgelib.phases.surrogate import Surrogate
 
 #: genomes -> for each {"fitness": float, "replaced": why it counts as Linear or "", "terms": {...}}, in their order
 Measure = Callable[[Sequence[Genome]], list[dict]]
+
+#: How many standard deviations of the surrogate's doubt count in a mutation's favour.
+DOUBT = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class EvolutionConfig:
     elites: int = 2
     tournament: int = 3
     losers: int = 6
+    drawn: int = 16
     least_diversity: float = 0.3
     patience: int = 5
     least_gain: float = 0.001
@@ -85,7 +92,7 @@ def evolve(config: EvolutionConfig, measure: Measure, ledger: Ledger, control: C
         yield record
         if record["ended"]:
             return
-        population, before = next_population(ranked, config, generation + 1)
+        population, before = next_population(ranked, config, generation + 1, seen)
 
 
 def first_population(config: EvolutionConfig) -> list[Member]:
@@ -110,9 +117,14 @@ def measured(genomes: Sequence[Genome], measure: Measure, ledger: Ledger) -> dic
     return {g.key: ledger[g.key] for g in genomes}
 
 
-def next_population(ranked: Sequence[Member], config: EvolutionConfig, generation: int) -> tuple[list[Member], float]:
+def next_population(
+    ranked: Sequence[Member], config: EvolutionConfig, generation: int, seen: dict[str, dict]
+) -> tuple[list[Member], float]:
     """Elites, chaos children of the losers, and mutated winners of tournaments; then fresh blood until the recipes are
-    diverse again. Also the diversity before that."""
+    diverse again. Also the diversity before that.
+
+    Of `config.drawn` mutations the one is taken that a surrogate, fitted to all that was `seen`, thinks most of.
+    """
     dice = random.Random(stream(config.seed, "generation", generation))
     elites = [Member(m.genome, "elite", (m.genome.key,), m.before) for m in ranked[: config.elites]]
     losers = [m.genome for m in ranked[-config.losers :]]
@@ -120,17 +132,35 @@ def next_population(ranked: Sequence[Member], config: EvolutionConfig, generatio
     for group in (losers[0::2], losers[1::2]):
         child = chaos(group, dice, config.n_layers)
         members.append(Member(child, "chaos", tuple(g.key for g in group)))
+    surrogate = _surrogate(seen, config) if config.drawn > 1 else None
     while len(members) < config.population:
-        winner = min(dice.sample(range(len(ranked)), config.tournament))  # ranked: the smallest index is the fittest
-        parent = ranked[winner].genome
-        child = mutated(parent, dice, ranked[winner].before)
-        members.append(Member(child, "mutation", (parent.key,), parent))
+        drawn = [_mutation(ranked, dice, config) for _ in range(config.drawn)]
+        known = {*seen, *(member.genome.key for member in members)}
+        fresh = [member for member in drawn if member.genome.key not in known] or drawn
+        members.append(_most_promising(fresh, surrogate) if surrogate else fresh[0])
     before = diversity([m.genome for m in members])
     place = len(members) - 1
     while place >= len(elites) and diversity([m.genome for m in members]) <= config.least_diversity:
         members[place] = Member(_most_different(members, dice, config), "fresh")
         place -= 1
     return members, before
+
+
+def _mutation(ranked: Sequence[Member], dice: random.Random, config: EvolutionConfig) -> Member:
+    winner = min(dice.sample(range(len(ranked)), config.tournament))  # ranked: the smallest index is the fittest
+    parent = ranked[winner].genome
+    return Member(mutated(parent, dice, ranked[winner].before), "mutation", (parent.key,), parent)
+
+
+def _surrogate(seen: dict[str, dict], config: EvolutionConfig) -> Surrogate:
+    sound = [result for result in seen.values() if not result["replaced"]]
+    genomes = [Genome.from_dict(result["genome"]) for result in sound]
+    return Surrogate(genomes, [result["fitness"] for result in sound], config.n_models)
+
+
+def _most_promising(members: Sequence[Member], surrogate: Surrogate) -> Member:
+    mean, deviation = surrogate.guess([member.genome for member in members])
+    return members[int(np.argmax(mean + DOUBT * deviation))]
 
 
 def _with_what_helped(member: Member, seen: dict) -> Member:
