@@ -28,6 +28,11 @@ def ranked_members(n: int = 8, seed: int = 0) -> list[Member]:
     return [Member(random_genome(dice, 3, 4), "mutation") for _ in range(n)]
 
 
+def seen_of(ranked: list[Member]) -> dict[str, dict]:
+    """What the ledger would hold of these members."""
+    return {m.genome.key: {"fitness": slope(m.genome), "replaced": "", "genome": m.genome.to_dict()} for m in ranked}
+
+
 def test_generation_zero_is_all_eight_recipes_as_given():
     measure = Measure()
     first = next(evolve(CONFIG, measure, Ledger()))
@@ -51,14 +56,14 @@ def test_the_best_never_falls_and_the_search_finds_better_than_the_recipes():
 
 def test_the_elites_stay_and_every_generation_is_full():
     ranked = ranked_members()
-    members, _ = next_population(ranked, CONFIG, 1)
+    members, _ = next_population(ranked, CONFIG, 1, seen_of(ranked))
     assert [m.genome for m in members[:2]] == [m.genome for m in ranked[:2]]
     assert [m.how for m in members[:2]] == ["elite", "elite"] and len(members) == 8
 
 
 def test_chaos_children_merge_the_six_losers_and_are_counted():
     ranked = ranked_members()
-    members, _ = next_population(ranked, CONFIG, 1)
+    members, _ = next_population(ranked, CONFIG, 1, seen_of(ranked))
     made = [m for m in members if m.how == "chaos"]
     assert len(made) == 2 and all(len(m.genome.of) == 3 for m in made)
     merged = {one.key for m in made for one in m.genome.of}
@@ -71,7 +76,7 @@ def test_mutations_come_from_winners_of_tournaments():
     ranked, parents = ranked_members(), []
     places = {m.genome.key: i for i, m in enumerate(ranked)}
     for generation in range(200):
-        members, _ = next_population(ranked, CONFIG, generation)
+        members, _ = next_population(ranked, replace(CONFIG, drawn=1), generation, seen_of(ranked))
         parents += [places[m.parents[0]] for m in members if m.how == "mutation"]
     assert max(parents) <= 5, "the last two of eight win no tournament of three"
     # P(the best of 3 of 8 has rank i) = C(7 - i, 2) / C(8, 3)
@@ -174,7 +179,8 @@ def test_broken_off_while_it_measures_it_ends_the_same(tmp_path, calls):
 def test_the_seed_decides():
     assert without_seconds(search()) == without_seconds(search())
     first, second = search()[1], search(config=replace(CONFIG, seed=8))[1]
-    assert not {m["key"] for m in first["family"]} & {m["key"] for m in second["family"]}
+    mutations = [{m["key"] for m in record["family"] if m["how"] == "mutation"} for record in (first, second)]
+    assert len(mutations[0] & mutations[1]) <= 1, "a small change of few genes may be drawn twice"
 
 
 def test_the_callers_dice_are_its_own():
