@@ -132,7 +132,7 @@ def next_population(
     for group in (losers[0::2], losers[1::2]):
         child = chaos(group, dice, config.n_layers)
         members.append(Member(child, "chaos", tuple(g.key for g in group)))
-    surrogate = _surrogate(seen, config) if config.drawn > 1 else None
+    surrogate = _surrogate(seen, config)
     while len(members) < config.population:
         drawn = [_mutation(ranked, dice, config) for _ in range(config.drawn)]
         known = {*seen, *(member.genome.key for member in members)}
@@ -152,8 +152,11 @@ def _mutation(ranked: Sequence[Member], dice: random.Random, config: EvolutionCo
     return Member(mutated(parent, dice, ranked[winner].before), "mutation", (parent.key,), parent)
 
 
-def _surrogate(seen: dict[str, dict], config: EvolutionConfig) -> Surrogate:
+def _surrogate(seen: dict[str, dict], config: EvolutionConfig) -> Surrogate | None:
+    """None where nothing is to be chosen or too little is known."""
     sound = [result for result in seen.values() if not result["replaced"]]
+    if config.drawn < 2 or len(sound) < 2:
+        return None
     genomes = [Genome.from_dict(result["genome"]) for result in sound]
     return Surrogate(genomes, [result["fitness"] for result in sound], config.n_models)
 

@@ -224,3 +224,12 @@ def test_a_champion_that_had_to_be_replaced_is_the_plain_mean():
         champion = Genome.from_dict(record["champion"])
         assert (champion == linear_genome(3, 4)) == (record["best"] > 1.09)
     assert record["best"] > 1.09 and record["replaced"] >= 1
+
+
+def test_where_no_child_is_sound_the_search_still_ends():
+    class Hopeless(Measure):
+        def __call__(self, genomes):
+            return [{**r, "replaced": "NaN"} for r in super().__call__(genomes)]
+
+    records = search(Hopeless(), replace(CONFIG, generations=3))
+    assert len(records) == 3 and Genome.from_dict(records[-1]["champion"]) == linear_genome(3, 4)
