@@ -57,7 +57,7 @@ def write_phase(number: int, chapters: list[Chapter], run_name: str, reports: Pa
         f'<p class="meta">{written}</p>',
         f'<nav><a href="index.html">All phases</a>{links}</nav>',
         f"<h2>Verdicts{_tally(chapters)}</h2>{_verdicts(chapters)}",
-        f"<h2>Data</h2>{_sources(chapters)}",
+        f"<h2>Data</h2>{_sources(chapters, number)}",
         f"<h2>Artifacts</h2>{_artifacts(chapters)}",
         f"<h2>Provenance</h2>{_provenance(chapters)}",
         "<h2>Chapters</h2>",
@@ -95,10 +95,14 @@ def _failure(chapter: Chapter) -> str:
     return f'<div class="error"><pre>{html.escape(text)}</pre></div>'
 
 
-def _sources(chapters: Iterable[Chapter]) -> str:
+def _sources(chapters: Iterable[Chapter], phase: int) -> str:
     facts = [fact for chapter in chapters for fact in chapter.of_kind("sources")]
     made = [tables.table(fact["rows"], fact.get("columns")) for fact in facts]
-    return "".join(f'<div class="scroll wide">{table}</div>' for table in made) or "<p>not run</p>"
+    return "".join(f'<div class="scroll wide">{table}</div>' for table in made) or _nothing_listed(phase)
+
+
+def _nothing_listed(phase: int) -> str:
+    return "<p>not run</p>" if phase == 1 else "<p>The rows are those that the report of Phase 1 lists.</p>"
 
 
 def _rows_by_source(chapters: Iterable[Chapter]) -> str:

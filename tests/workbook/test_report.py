@@ -111,6 +111,13 @@ def test_a_notebook_run_three_times_is_open_once(chapter, tmp_path):
     assert len(re.findall(r'<details class="chapter" id="[^"]+" open>', page)) == 1
 
 
+def test_a_phase_without_data_of_its_own_says_where_the_rows_are_listed(chapter, tmp_path):
+    (tmp_path / "two").mkdir()
+    later = write_phase(2, [chapter()], "laptop-seed0-auto", tmp_path / "two").read_text()
+    assert "The rows are those that the report of Phase 1 lists." in later
+    assert "report of Phase 1 lists" not in page_of(tmp_path, chapter())
+
+
 def test_the_index_lists_every_step_and_links_its_phase(chapter, tmp_path):
     green = fact("gate", name="Diversity", passed=True, advice="", rows=[CHECK])
     red = fact("gate", name="Latency", passed=False, advice="", rows=[CHECK, RED])
