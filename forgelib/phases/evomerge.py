@@ -31,7 +31,8 @@ DOUBT = 1.0
 
 @dataclass(frozen=True)
 class EvolutionConfig:
-    """How a population evolves; defaults as given in METHOD. `budget_seconds` counts time spent measuring."""
+    """How a population evolves; defaults as given in METHOD, but for `drawn`: of so many mutations one is measured.
+    `budget_seconds` counts time spent measuring."""
 
     n_models: int
     n_layers: int
@@ -50,13 +51,11 @@ class EvolutionConfig:
 
 @dataclass(frozen=True)
 class Member:
-    """A genome in a population: how it came about, the keys of what it came from, and, where a mutation made it fitter,
-    the genome before."""
+    """A genome in a population: how it came about, and the keys of what it was made from."""
 
     genome: Genome
     how: str
     parents: tuple[str, ...] = ()
-    before: Genome | None = None
 
 
 class SearchStopped(RuntimeError):
@@ -83,7 +82,6 @@ def evolve(config: EvolutionConfig, measure: Measure, ledger: Ledger, control: C
             raise SearchStopped(generation, config.generations)
         found = measured([m.genome for m in population], measure, ledger)
         seen |= found
-        population = [_with_what_helped(member, seen) for member in population]
         ranked = sorted(population, key=lambda m: (-found[m.genome.key]["fitness"], m.genome.key))
         leader = found[ranked[0].genome.key]["fitness"]
         best, stale = (leader, 0) if leader >= best + config.least_gain else (best, stale + 1)
@@ -126,7 +124,7 @@ def next_population(
     Of `config.drawn` mutations the one is taken that a surrogate, fitted to all that was `seen`, thinks most of.
     """
     dice = random.Random(stream(config.seed, "generation", generation))
-    elites = [Member(m.genome, "elite", (m.genome.key,), m.before) for m in ranked[: config.elites]]
+    elites = [replace(m, how="elite") for m in ranked[: config.elites]]
     losers = [m.genome for m in ranked[-config.losers :]]
     members = list(elites)
     for group in (losers[0::2], losers[1::2]):
@@ -134,10 +132,10 @@ def next_population(
         members.append(Member(child, "chaos", tuple(g.key for g in group)))
     surrogate = _surrogate(seen, config)
     while len(members) < config.population:
-        drawn = [_mutation(ranked, dice, config) for _ in range(config.drawn)]
+        drawn = [_mutation(ranked, dice, config, seen) for _ in range(config.drawn)]
         known = {*seen, *(member.genome.key for member in members)}
-        fresh = [member for member in drawn if member.genome.key not in known] or drawn
-        members.append(_most_promising(fresh, surrogate) if surrogate else fresh[0])
+        unknown = [member for member in drawn if member.genome.key not in known] or drawn
+        members.append(_most_promising(unknown, surrogate) if surrogate else unknown[0])
     before = diversity([m.genome for m in members])
     place = len(members) - 1
     while place >= len(elites) and diversity([m.genome for m in members]) <= config.least_diversity:
@@ -146,10 +144,18 @@ def next_population(
     return members, before
 
 
-def _mutation(ranked: Sequence[Member], dice: random.Random, config: EvolutionConfig) -> Member:
-    winner = min(dice.sample(range(len(ranked)), config.tournament))  # ranked: the smallest index is the fittest
-    parent = ranked[winner].genome
-    return Member(mutated(parent, dice, ranked[winner].before), "mutation", (parent.key,), parent)
+def _mutation(ranked: Sequence[Member], dice: random.Random, config: EvolutionConfig, seen: dict[str, dict]) -> Member:
+    winner = ranked[min(dice.sample(range(len(ranked)), config.tournament))]  # the smallest index is the fittest
+    return Member(mutated(winner.genome, dice, _improved_on(winner, seen)), "mutation", (winner.genome.key,))
+
+
+def _improved_on(member: Member, seen: dict[str, dict]) -> Genome | None:
+    """The genome that `member` was mutated from, where it is fitter than that one."""
+    if len(member.parents) != 1:
+        return None
+    before = Genome.from_dict(seen[member.parents[0]]["genome"])
+    fitter = seen[member.genome.key]["fitness"] > seen[before.key]["fitness"]
+    return before if fitter and before.of == member.genome.of else None
 
 
 def _surrogate(seen: dict[str, dict], config: EvolutionConfig) -> Surrogate | None:
@@ -164,12 +170,6 @@ def _surrogate(seen: dict[str, dict], config: EvolutionConfig) -> Surrogate | No
 def _most_promising(members: Sequence[Member], surrogate: Surrogate) -> Member:
     mean, deviation = surrogate.guess([member.genome for member in members])
     return members[int(np.argmax(mean + DOUBT * deviation))]
-
-
-def _with_what_helped(member: Member, seen: dict) -> Member:
-    """The member, without the genome before where that one was as fit."""
-    helped = member.before is not None and seen[member.genome.key]["fitness"] > seen[member.before.key]["fitness"]
-    return member if helped else replace(member, before=None)
 
 
 def _most_different(members: Sequence[Member], dice: random.Random, config: EvolutionConfig) -> Genome:

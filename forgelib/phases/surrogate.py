@@ -16,10 +16,11 @@ from forgelib.phases.genome import Genome
 
 #: Candidates for the length scale of the kernel; the most likely one is taken.
 LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-#: Variance, of 1, that the points do not explain; and how far apart children stand by their dials or by TIES.
-UNEXPLAINED, DIALS_APART, TIES_APART = 0.02, 1.0, 0.5
-#: Children far below the others count as this many median deviations below the median.
-FLOOR = 3.0
+#: Set by judgement, not tuned: variance, of 1, that the points do not explain; how far apart children stand by their
+#: dials or by TIES; and how many median deviations below the median a child counts at the least.
+UNEXPLAINED, DIALS_APART, TIES_APART, FLOOR = 0.02, 1.0, 0.5, 3.0
+#: top_k, and the coefficient at which TIES puts each of three orthogonal Gaussian task vectors of equal weight.
+TIES_TOP_K, TIES_COEFFICIENT = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0), (0.27, 0.40, 0.55, 0.63, 0.585, 0.50)
 
 
 def position(genome: Genome, n_parents: int) -> np.ndarray:
@@ -47,7 +48,8 @@ def _place(genome: Genome, n_parents: int) -> tuple[np.ndarray, np.ndarray]:
         on_trunk = genome.scale * on_trunk
         masks = np.sqrt((on_trunk**2).sum(1) * genome.drop_rate / (1 - genome.drop_rate))
     else:
-        on_trunk = genome.scale * len(genome.weights) * np.sqrt(genome.top_k) / 2 * on_trunk
+        strength = np.interp(genome.top_k, TIES_TOP_K, TIES_COEFFICIENT)
+        on_trunk = genome.scale * len(genome.weights) * strength * on_trunk
     of_y = _shares_of_y(genome)
     mix = (1 - of_y)[:, None] * between + of_y[:, None] * on_trunk
     noise = np.hypot(of_y * masks, np.linalg.norm(mix * noises, axis=1))

@@ -153,12 +153,12 @@ def _some_of_each(examples: list[Example], rows: int, seed: int) -> list[Example
     return [example for name in sorted(by_dataset) for example in by_dataset[name][:rows]]
 
 
-def open_search(p: EvoEvolve, parents: Family, strategy: str = "evolution") -> Run:
-    """The run of the search; workers and what only the report reads are no part of its key."""
+def open_search(p: EvoEvolve, parents: Family, strategy: str = "evolution", evaluations: int | None = None) -> Run:
+    """The run of the search; workers and what only the report reads are no part of its key, a given budget is."""
     left_out = {"workers", "backend", "wandb_mode", "on_gate_failure", "controls", "champion_rows", "fitness_threshold"}
     return open_run(
         EvoEvolve.NOTEBOOK,
-        {**p.model_dump(exclude=left_out), "strategy": strategy},
+        {**p.model_dump(exclude=left_out), "strategy": strategy, "evaluations": evaluations},
         parents=parents.artifacts,
         seed=p.seed,
         tags=phase1.tags(p, strategy=strategy),

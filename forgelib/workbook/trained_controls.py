@@ -54,7 +54,7 @@ def _even_runs(p: EvoEvolve, parents: phase2.Family) -> dict[str, Run]:
 
 def search_by_cmaes(p: EvoEvolve, parents: phase2.Family, plan: Plan, evaluations: int) -> Iterator[dict]:
     """Records of CMA-ES with as many evaluations as the evolution had; none where it is done."""
-    run = phase2.open_search(p, parents, "cmaes")
+    run = phase2.open_search(p, parents, "cmaes", evaluations)
     if run.finished() is None:
         config = replace(phase2.evolution_config(p, parents), patience=evaluations, generations=evaluations)
         with phase2.population(plan, p.workers, p.backend) as measure:
@@ -62,9 +62,10 @@ def search_by_cmaes(p: EvoEvolve, parents: phase2.Family, plan: Plan, evaluation
         run.publish("evomerge-cmaes", lambda folder: phase2.keep_ledger(run, folder))
 
 
-def trained_contenders(p: EvoEvolve, judge: Workshop, parents: phase2.Family) -> dict[str, Scores]:
-    """The contenders that cost training or search: CMA-ES, even-mix models and the mean of three, the joint model."""
-    run = phase2.open_search(p, parents, "cmaes")
+def trained_contenders(p: EvoEvolve, judge: Workshop, parents: phase2.Family, evaluations: int) -> dict[str, Scores]:
+    """The contenders that cost training or search: CMA-ES with as many evaluations, even-mix models and the mean of
+    three, the joint model."""
+    run = phase2.open_search(p, parents, "cmaes", evaluations)
     found = {"CMA-ES": judge.scores(Genome.from_dict(phase2.records(run)[-1]["champion"]))}
     folders = {part: run.finished().path / "model" for part, run in _even_runs(p, parents).items()}
     texts, three = judge.plan.texts, tuple(str(folder) for part, folder in folders.items() if part != "joint")

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ NAMES = ["embed.weight", *(f"layers.{i}.weight" for i in range(LAYERS)), "recurs
 GROUPS = len(NAMES)
 
 
+@cache
 def models(size: int = 4000) -> tuple[list[dict], dict]:
     """Parents whose task vectors are orthogonal and of length one in each tensor, and their trunk."""
     torch.manual_seed(0)
@@ -31,21 +33,39 @@ def models(size: int = 4000) -> tuple[list[dict], dict]:
     return parents, trunk
 
 
-def coefficients(child: dict, parents: list[dict], trunk: dict) -> np.ndarray:
+def merged(genome: Genome, size: int = 4000) -> dict:
+    """The child's weights."""
+    parents, trunk = models(size)
+    made_of = [merged(one, size) for one in genome.of] or parents
+    return recipe(genome.bits).merge(made_of, trunk, genome.genes)
+
+
+def coefficients(child: dict) -> np.ndarray:
     """[G, n], by projection."""
+    parents, trunk = models()
     return np.array([[float((child[k] - trunk[k]) @ (p[k] - trunk[k])) for p in parents] for k in NAMES])
+
+
+def placed(genome: Genome) -> np.ndarray:
+    return position(genome, N)[: GROUPS * N].reshape(GROUPS, N)
 
 
 @pytest.mark.parametrize("bits", [bits for bits in RECIPES if bits[1] == "0"])
 def test_the_coefficients_are_where_the_merge_lies(bits):
-    """Exactly so without masks; SLERP's circle, for the moment, is taken for its chord, and DFS for the middle."""
-    parents, trunk = models()
+    """Without masks, and where the trunk is long beside the task vectors: SLERP is straight, DFS halfway."""
     dice = random.Random(5)
     for _ in range(5):
         genome = replace(random_genome(dice, N, LAYERS, bits), drop_rate=0.0)
-        child = recipe(bits).merge(parents, trunk, genome.genes)
-        found = position(genome, N)[: GROUPS * N].reshape(GROUPS, N)
-        assert np.abs(found - coefficients(child, parents, trunk)).max() < 0.02
+        assert np.abs(placed(genome) - coefficients(merged(genome))).max() < 0.02
+
+
+@pytest.mark.parametrize("top_k", [0.05, 0.2, 0.3, 0.55, 1.0])
+def test_ties_is_placed_exactly_for_equal_weights_and_nearly_for_others(top_k):
+    genome = replace(default_genome("010", N, LAYERS), pattern="BB", top_k=top_k)
+    assert np.abs(placed(genome) - coefficients(merged(genome))).max() < 0.04
+    genome = replace(genome, weights=(0.2, 0.3, 0.5))  # the election favours the heavier ones more than that
+    guess, true = placed(genome).ravel(), coefficients(merged(genome)).ravel()
+    assert guess @ true / np.linalg.norm(guess) / np.linalg.norm(true) > 0.95
 
 
 def test_a_child_of_children_lies_between_them():
@@ -66,10 +86,13 @@ def test_masks_add_noise_and_weights_of_one_do_not():
 
 
 def fitness(genome: Genome) -> float:
-    """Something smooth in the coefficients, that noise harms."""
-    point = position(genome, N)
-    aim = np.tile([0.1, 0.4, 0.8], GROUPS)
-    return 1.1 - 0.05 * float(((point[: GROUPS * N] - aim) ** 2).sum()) - 0.1 * float(point[GROUPS * N :][0] ** 2)
+    """How near the merged weights themselves come to a goal; the surrogate sees only the genome."""
+    parents, trunk = models(400)
+    child, distance = merged(genome, 400), 0.0
+    for k in NAMES:
+        goal = trunk[k] + sum(c * (p[k] - trunk[k]) for c, p in zip((0.1, 0.4, 0.8), parents, strict=True))
+        distance += float((child[k] - goal).square().sum())
+    return 1.1 - 0.05 * distance
 
 
 def test_guesses_are_far_better_than_the_mean_and_know_their_doubt():
@@ -85,13 +108,14 @@ def test_guesses_are_far_better_than_the_mean_and_know_their_doubt():
     assert doubt.max() < deviation.mean()
 
 
+@pytest.mark.slow
 def test_a_search_with_it_gets_farther_by_the_same_number_of_children():
     def reached(drawn: int, seed: int) -> float:
         config = EvolutionConfig(N, LAYERS, seed, generations=12, patience=12, drawn=drawn)
         return list(evolve(config, Measure(fitness), Ledger()))[-1]["best"]
 
     gains = [reached(16, seed) - reached(1, seed) for seed in range(16)]
-    assert sum(gains) / 16 > 0.002 and sum(gain > 0 for gain in gains) >= 10, gains  # measured 0.0077, 13
+    assert sum(gains) / 16 > 0.01 and sum(gain > 0 for gain in gains) >= 10, gains  # measured 0.0233, 14
 
 
 def test_children_of_one_fitness_are_no_error():
