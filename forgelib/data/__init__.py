@@ -1,26 +1,33 @@
 """The data room: 16 datasets, their real rows or procedural twins, the mixes, the tokenizer and the packed pools.
 
-The room's shared words stand in `schema` and are read from here; `forgelib.data.prepare` joins the other files.
+The room's shared words stand in `schema` and `thinking` and are read from here; `forgelib.data.prepare` joins the other files.
 Importing this module costs nothing: torch, transformers, datasets and reasoning-gym are imported by the function that
 first needs them.
 """
 
 from importlib import import_module
 
-from forgelib.data.schema import CATEGORIES, DataError, DatasetSpec, Example, FieldTypes, Row, RowError
+from forgelib.data.schema import CATEGORIES, DataError, DatasetSpec, Example, FieldTypes, Row, RowError, check_fields
+from forgelib.data.thinking import STRATEGIES, Thought, Vocabulary, vocabulary
 
 _HOMES = {
     "catalogue": ("CATALOGUE",),
     "cursor": ("BatchCursor",),
     "mixes": ("CURRICULUM", "SPECIALISTS", "TRUNK_MIX", "Specialist", "Stage", "stage_weights"),
     "packing": ("encode_examples", "pack"),
+    "reasoning": ("ReasoningRow", "read_rows", "to_row", "write_rows"),
     "recall": ("RecallBatch", "recall_batch"),
     "sources": ("Hub", "Rows", "split_plan"),
     "tokenizer": ("load_or_train_tokenizer",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["CATEGORIES", "DataError", "DatasetSpec", "Example", "FieldTypes", "Row", "RowError", *sorted(_HOME_OF)]
+_SHARED = (
+    *("CATEGORIES", "DataError", "DatasetSpec", "Example", "FieldTypes", "Row", "RowError", "check_fields"),
+    *("STRATEGIES", "Thought", "Vocabulary", "vocabulary"),
+)
+
+__all__ = [*_SHARED, *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str):
