@@ -28,7 +28,7 @@ EVOMERGE = {"workshop", "population", "ray_population", "surrogate", "evomerge",
 JOINING = {
     "core": {"run", "loop"},
     "optim": {"mugrokfast"},
-    "data": {"prepare"},
+    "data": {"prepare", "traces"},
     "models": {"cognate"},
     "merge": {"recipe", "check"},
     "evaluate": {"fitness"},

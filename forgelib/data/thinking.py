@@ -52,6 +52,8 @@ class Vocabulary:
 
     def write(self, steps: Sequence[tuple[str, str]]) -> str:
         """A thought from (tag, text) steps: [thinking]<step> text<doubt> text[/endthinking]."""
+        if not self.tags:
+            return f"{self.begin} {'. '.join(text for _, text in steps)}{self.end}"
         return self.begin + "".join(f"{tag} {text}" for tag, text in steps) + self.end
 
     def read(self, text: str) -> "Thought":

@@ -1,0 +1,223 @@
+"""Is a procedural trace true? Every line is read again and worked out from the question, without knowing how it was made.
+
+`flaw` names the first thing that is wrong, or returns "". Each strategy has a law of its own: groups must partition the
+animals, a refuted candidate must really fail, both experts must be right, the orders must be all that fit, a slip must
+be followed by its repair.
+"""
+
+import itertools
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from forgelib.data import ReasoningRow, Vocabulary
+
+Steps = list[tuple[str, str]]  # (strategy or "step", text)
+_EQUATION = re.compile(r"(\d+)(?: ([-+*]|mod) (\d+)|/(\d+)) = (\d+(?:/\d+)?)")
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "mod": lambda a, b: a % b,
+}
+
+
+def flaw(row: ReasoningRow, words: Vocabulary) -> str:
+    """The first thing wrong with a row of the procedural maker, in words; "" where there is none."""
+    thought = words.read(row.reasoning)
+    if thought.inside is None or thought.problems:
+        return "; ".join(thought.problems) or "no thought"
+    names = {tag: name for name, tag in words.tag_of.items() if tag} | {words.step: "step"}
+    own = words.tag_of[row.strategy]
+    if own and own not in thought.counts:
+        return f"{own} does not occur"
+    if not own or sum(tag == own for tag in words.tag_of.values()) > 1:  # tags do not tell strategies apart
+        return _untagged(row, thought.inside)
+    steps = [("step" if tag == words.step and own != words.step else names[tag], text) for tag, text in thought.steps]
+    if own == words.step:
+        steps = [(row.strategy, text) for _, text in steps]
+    question = row.prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
+    return _false_equation(row.strategy, steps) or _LAWS[row.strategy](question, steps, row.answer)
+
+
+def equations(text: str) -> list[tuple[str, bool]]:
+    """Every equation in a text, and whether it is true."""
+    found = []
+    for match in _EQUATION.finditer(text):
+        a, sign, b, divisor, result = match.groups()
+        value = Fraction(int(a), int(divisor)) if divisor else Fraction(_OPERATIONS[sign](int(a), int(b)))
+        found.append((match.group(), value == Fraction(result)))
+    return found
+
+
+def _untagged(row: ReasoningRow, inside: str) -> str:
+    slips = row.strategy in ("self_doubt", "self_correction")
+    wrong = [equation for equation, true in equations(inside) if not true]
+    return f"{wrong[0]} is false" if len(wrong) > slips else ""
+
+
+def _false_equation(strategy: str, steps: Steps) -> str:
+    """False ones only where the next step finds them: the slips of self_correction and self_doubt."""
+    for i, (kind, text) in enumerate(steps):
+        for equation, true in equations(text):
+            if true:
+                continue
+            following = steps[i + 1 :]
+            mended = {"self_correction": following[:1], "self_doubt": following[1:2]}.get(strategy, [])
+            left = equation.partition(" = ")[0]
+            repaired = [all(ok for _, ok in equations(t)) and t.startswith(f"{left} = ") for _, t in mended]
+            if kind != "step" or repaired != [True]:
+                return f"{equation} is false and not repaired"
+    return ""
+
+
+def _last_result(steps: Steps) -> str:
+    found = [equation for _, text in steps for equation, _ in equations(text)]
+    return found[-1].rpartition(" = ")[2] if found else ""
+
+
+def _expression(question: str) -> list[str]:
+    return re.findall(r"\d+|[-+]", question.partition("?")[0])
+
+
+def _pairs(items: list) -> list[tuple]:
+    return list(zip(items[::2], items[1::2], strict=True))
+
+
+def _value(parts: list[str]) -> int:
+    return int(parts[0]) + sum(int(n) if sign == "+" else -int(n) for sign, n in _pairs(parts[1:]))
+
+
+def _sum(question: str, steps: Steps, answer: str) -> str:
+    """Each step takes up the result before it and the next term of the question; the last result is the answer."""
+    parts = _expression(question)
+    if str(_value(parts)) != answer:
+        return f"{' '.join(parts)} is not {answer}"
+    total = parts[0]
+    for sign, term in _pairs(parts[1:]):
+        following = [t for _, t in steps if t.startswith(f"{total} {sign} {term} = ") and equations(t)[0][1]]
+        if not following:
+            return f"no step takes {total} {sign} {term}"
+        total = following[0].rpartition(" = ")[2]
+    return "" if total == answer else f"the steps end in {total}, not in {answer}"
+
+
+def _mece(question: str, steps: Steps, answer: str) -> str:
+    asked = {(what.removesuffix("s"), number) for number, what in re.findall(r"(\d+) ([a-z]+)", question)}
+    groups = [
+        (text.partition(":")[0].removesuffix("s"), text.partition(": ")[2].split()[0]) for k, text in steps if k == "mece"
+    ]
+    if len(groups) != len(set(groups)) or set(groups) != asked:
+        return f"the groups {sorted(groups)} are not {sorted(asked)}, each once"
+    legs = sum(int(text.rpartition(" = ")[2]) for kind, text in steps if kind == "mece")
+    return "" if str(legs) == answer == _last_result(steps) else f"the groups have {legs} legs, not {answer}"
+
+
+def _falsification(question: str, steps: Steps, answer: str) -> str:
+    factor, summand, value = re.match(r"(?:(\d+)\*)?[a-z] \+ (\d+) = (\d+)\.", question).groups()
+    candidates = [int(x) for x in re.findall(r"\d+", question.partition("Try ")[2])]
+    tried = [text for kind, text in steps if kind == "falsification"]
+    for x, text in itertools.zip_longest(candidates[: len(tried)], tried):
+        product = int(factor or 1) * x
+        fits = product + int(summand) == int(value)
+        if text != f"{product} + {summand} = {product + int(summand)} {'yes' if fits else 'no'}":
+            return f"{text!r} is no test of {x}"
+        if fits != (text == tried[-1]):
+            return f"stops at {text!r}"
+    return "" if str(x) == answer else f"{x} holds, not {answer}"
+
+
+def _expert(question: str, steps: Steps, answer: str) -> str:
+    a, b = map(int, re.findall(r"\d+", question))
+    lists, euclid = [text for kind, text in steps if kind == "expert_perspective"]
+    divisors = [[d for d in range(1, n + 1) if n % d == 0] for n in (a, b)]
+    told = [[int(d) for d in re.findall(r"\d+", part)] for part in lists.split(";")]
+    if told != [[a, *divisors[0]], [b, *divisors[1]], sorted(set(divisors[0]) & set(divisors[1]))]:
+        return f"{lists!r} are not the divisors"
+    before, last = (max(a, b), min(a, b)), None
+    for match in re.finditer(r"(\d+) mod (\d+) = (\d+)", euclid):
+        x, y, rest = map(int, match.groups())
+        if (x, y) != before:
+            return f"Euclid goes on with {x} and {y}, not with {before}"
+        before, last = (y, rest), y
+    ends = before[1] == 0 and str(last) == answer == str(told[2][-1])
+    return "" if ends else f"the experts say {last} and {told[2][-1]}, the answer {answer}"
+
+
+def _orthogonal(question: str, steps: Steps, answer: str) -> str:
+    numbers = _expression(question)[::2]
+    ways = [[text for kind, text in steps if (kind == "step") == forwards] for forwards in (True, False)]
+    for order, way in zip((numbers, numbers[::-1]), ways, strict=True):
+        total = order[0]
+        for term, text in itertools.zip_longest(order[1:], way):
+            if text is None or term is None or not text.startswith(f"{total} + {term} = "):
+                return f"{text!r} is not {total} + {term}"
+            total = text.rpartition(" = ")[2]
+        if total != answer:
+            return f"one way ends in {total}, not in {answer}"
+    return ""
+
+
+def _self_doubt(question: str, steps: Steps, answer: str) -> str:
+    for (kind, claim), (doubt, check) in _pairs(steps):
+        a, sign, b, _, claimed = claim.split()
+        verdict = "yes" if str(_value([claimed, "-" if sign == "+" else "+", b])) == a else "no"
+        start, end = f"{claimed} {'-' if sign == '+' else '+'} {b} = ", f" {verdict}"
+        if (kind, doubt) != ("step", "self_doubt") or not (check.startswith(start) and check.endswith(end)):
+            return f"{check!r} does not doubt {claim!r}"
+    return _sum(question, [step for step in steps if step[0] == "step"], answer)
+
+
+def _bayesian(question: str, steps: Steps, answer: str) -> str:
+    of_a, in_a, balls, of_b, in_b = (int(x) for x in re.findall(r"\d+", question)[:5])
+    likely = {"A": Fraction(of_a, of_a + of_b) * Fraction(in_a, balls), "B": Fraction(of_b, of_a + of_b) * Fraction(in_b, balls)}
+    posterior = likely[question[-2]] / sum(likely.values())  # Bayes' rule
+    told = steps[-1][1].rpartition(" = ")[2]
+    return "" if answer == told == str(posterior) else f"Bayes' rule gives {posterior}, not {answer}"
+
+
+def _multidomain(question: str, steps: Steps, answer: str) -> str:
+    asked = sorted((what.removesuffix("s"), number) for number, what in re.findall(r"(\d+) ([a-z]+)", question))
+    told = sorted((text.partition(":")[0], text.split()[1]) for kind, text in steps if kind == "multidomain")
+    if asked != told:
+        return f"the domains are {asked}, not {told}"
+    parts = [int(text.rpartition(" = ")[2]) for kind, text in steps if kind == "multidomain"]
+    return "" if str(sum(parts)) == answer == _last_result(steps) else f"{parts} do not add up to {answer}"
+
+
+def _self_correction(question: str, steps: Steps, answer: str) -> str:
+    places = [i for i, (kind, _) in enumerate(steps) if kind == "self_correction"]
+    if len(places) != 1:
+        return "must be looked over exactly once"
+    looked_at, correction = steps[places[0] - 1][1], steps[places[0]][1]
+    same = looked_at.partition(" = ")[0] == correction.partition(" = ")[0]
+    return _sum(question, steps, answer) if same else f"{correction!r} corrects nothing, before it stands {looked_at!r}"
+
+
+def _uncertainty(question: str, steps: Steps, answer: str) -> str:
+    told = re.findall(r"(\w+) is taller than (\w+)\.", question)
+    first, second = re.search(r"Is (\w+) taller than (\w+)\?", question).groups()
+    people = sorted({name for pair in told for name in pair} | {first, second})
+    fitting = {o for o in itertools.permutations(people) if all(o.index(x) < o.index(y) for x, y in told)}
+    shown = [tuple(text.split()[:-1]) for _, text in steps]
+    if len(shown) != len(set(shown)) or set(shown) != fitting:
+        return f"the orders {shown} are not all that fit"
+    verdicts = ["yes" if o.index(first) < o.index(second) else "no" for o in shown]
+    if verdicts != [text.split()[-1] for _, text in steps]:
+        return f"the verdicts are {verdicts}"
+    true = verdicts[0] if len(set(verdicts)) == 1 else "unknown"
+    return "" if answer == true else f"the answer is {true}, not {answer}"
+
+
+_LAWS: dict[str, Callable[[str, Steps, str], str]] = {
+    "chain_of_thought": _sum,
+    "mece": _mece,
+    "falsification": _falsification,
+    "expert_perspective": _expert,
+    "orthogonal_wisdom": _orthogonal,
+    "self_doubt": _self_doubt,
+    "bayesian": _bayesian,
+    "multidomain": _multidomain,
+    "self_correction": _self_correction,
+    "uncertainty": _uncertainty,
+}

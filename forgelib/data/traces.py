@@ -1,0 +1,328 @@
+"""The procedural maker of reasoning rows: ten strategies over problems of reasoning-gym [Stojanovski et al. 2025], with
+traces that are true line by line.
+
+| strategy | problem | trace |
+|---|---|---|
+| chain_of_thought | chain_sum | one term after the other |
+| mece | leg_counting | groups that share no animal and leave none out, then their sum |
+| falsification | simple_equations with candidates | each candidate put in, until one is not refuted |
+| expert_perspective | gcd | by divisors, and by Euclid |
+| orthogonal_wisdom | chain_sum, additions | forwards, then backwards: two ways, one result |
+| self_doubt | chain_sum | each step checked by its inverse; half of the rows hold a slip that the check finds |
+| bayesian | two kinds of bags, our own | Bayes' rule in natural frequencies |
+| multidomain | leg_counting and the calendar | a fact of each domain, then their sum |
+| self_correction | chain_sum | half of the rows hold a real slip and its repair |
+| uncertainty | who is taller, our own | every order that fits; "unknown" where they disagree |
+
+The question names its strategy, so that one problem can be asked in several ways. Answers of reasoning-gym's problems
+pass its own scorer, and every row passes `trace_checks.flaw`, which knows nothing of how it was made.
+"""
+
+import hashlib
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd
+
+from forgelib.data import STRATEGIES, DataError, ReasoningRow, Vocabulary
+from forgelib.data.trace_checks import flaw
+
+#: Problems asked of reasoning-gym at once, and chunks in a row without a new prompt after which a strategy is exhausted.
+_CHUNK, _PATIENCE = 500, 6
+_ANIMALS = ("ant", "bee", "chicken", "cow", "crab", "dog", "duck", "spider")
+_MORE_ANIMALS = (*_ANIMALS, *("beetle", "cat", "cricket", "elephant", "horse", "lion", "lobster", "scorpion", "snake"))
+_NAMES = ("Ana", "Ben", "Dan", "Eva", "Ian", "Kim", "Lea", "Leo", "Max", "Mia", "Tom", "Zoe")
+_COLOURS = ("red", "blue", "green", "white")
+#: kind of a step: a strategy, or "step"
+Steps = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with its true trace; `steps` are (strategy or "step", text)."""
+
+    question: str
+    steps: Steps
+    answer: str
+    topic: str
+
+
+def procedural_rows(
+    n: int,
+    words: Vocabulary,
+    *,
+    seed: int,
+    part: str = "",
+    strategies: Sequence[str] = STRATEGIES,
+    difficulties: Sequence[int] = (1,),
+) -> list[ReasoningRow]:
+    """`n` verified rows, as many of each strategy, every prompt once; of one part ("train", "validation") or, "", both.
+
+    Fewer where a strategy has no more distinct problems. Raises DataError for an unknown strategy or difficulty.
+    """
+    if unknown := [name for name in strategies if name not in words.tag_of]:
+        raise DataError(f"strategy '{unknown[0]}': vocabulary {words.name} has {', '.join(words.tag_of)}")
+    if wrong := [level for level in difficulties if level not in (1, 2, 3)]:
+        raise DataError(f"difficulty = {wrong[0]}: must be 1, 2 or 3")
+    rows = [
+        _rows_of(name, n // len(strategies) + (i < n % len(strategies)), words, seed, part, difficulties)
+        for i, name in enumerate(strategies)
+    ]
+    return [row for together in itertools.zip_longest(*rows) for row in together if row is not None]
+
+
+def _rows_of(
+    strategy: str, n: int, words: Vocabulary, seed: int, part: str, difficulties: Sequence[int]
+) -> list[ReasoningRow]:
+    rows, known, barren, chunk = [], set(), 0, 0
+    while len(rows) < n and barren < _PATIENCE * len(difficulties):
+        level, before = difficulties[chunk % len(difficulties)], len(rows)
+        digest = hashlib.sha256(f"{seed}/{strategy}/{part}/{chunk}".encode()).digest()
+        for problem in MAKERS[strategy](int.from_bytes(digest[:4], "big") >> 1, level):
+            row = _row(problem, strategy, level, words)
+            if len(rows) < n and row.prompt not in known and part in ("", row.part):
+                known.add(row.prompt)
+                rows.append(_checked(row, words))
+        barren, chunk = 0 if len(rows) > before else barren + 1, chunk + 1
+    return rows
+
+
+def _row(problem: Problem, strategy: str, level: int, words: Vocabulary) -> ReasoningRow:
+    tags = {**words.tag_of, "step": words.step}
+    reasoning = words.write([(tags[kind], text) for kind, text in problem.steps])
+    prompt = f"Question: {problem.question}\nAnswer:"
+    return ReasoningRow(prompt, reasoning, problem.answer, strategy, level, problem.topic, "procedural", True)
+
+
+def _checked(row: ReasoningRow, words: Vocabulary) -> ReasoningRow:
+    if found := flaw(row, words):
+        raise DataError(f"a procedural {row.strategy} row is wrong ({found}): {row.text!r}")
+    return row
+
+
+def _problems(dataset: str, seed: int, **config) -> Iterator[dict]:
+    """Problems of a reasoning-gym dataset whose answers pass its own scorer."""
+    import reasoning_gym
+
+    made = reasoning_gym.create_dataset(dataset, seed=seed, size=_CHUNK, **config)
+    for problem in made:
+        if made.score_answer(problem["answer"], problem) != 1.0:
+            raise DataError(f"reasoning-gym's {dataset} does not accept its own answer: {problem['question']!r}")
+        yield problem
+
+
+def _sums(seed: int, level: int, least_terms: int = 2) -> Iterator[tuple[list[int], list[str], str]]:
+    """Terms, signs before the second and later ones, and the answer; no partial result is below zero."""
+    terms, digits = {1: (least_terms, 3, 1), 2: (3, 4, 1), 3: (3, 4, 2)}[level][:2], 1 + (level == 3)
+    for problem in _problems(
+        "chain_sum", seed, min_terms=terms[0], max_terms=terms[1], min_digits=digits, max_digits=digits
+    ):
+        parts = problem["metadata"]["expression"].split()
+        numbers, signs = [int(one) for one in parts[::2]], parts[1::2]
+        totals = list(itertools.accumulate([numbers[0], *_signed(numbers, signs)]))
+        if min(totals) >= 0:
+            yield numbers, signs, problem["answer"]
+
+
+def _signed(numbers: list[int], signs: list[str]) -> list[int]:
+    return [number if sign == "+" else -number for number, sign in zip(numbers[1:], signs, strict=True)]
+
+
+def _equations(numbers: list[int], signs: list[str]) -> list[tuple[int, str, int, int]]:
+    """(a, sign, b, result) of each step from left to right."""
+    found, total = [], numbers[0]
+    for sign, term in zip(signs, numbers[1:], strict=True):
+        result = total + term if sign == "+" else total - term
+        found.append((total, sign, term, result))
+        total = result
+    return found
+
+
+def _expression(numbers: list[int], signs: list[str]) -> str:
+    return " ".join([str(numbers[0]), *(f"{sign} {term}" for sign, term in zip(signs, numbers[1:], strict=True))])
+
+
+def chain_of_thought(seed: int, level: int) -> Iterator[Problem]:
+    for numbers, signs, answer in _sums(seed, level):
+        steps = [("chain_of_thought", f"{a} {sign} {b} = {r}") for a, sign, b, r in _equations(numbers, signs)]
+        yield Problem(f"What is {_expression(numbers, signs)}? Step by step.", steps, answer, "sums")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
+
+
+def _legs(seed: int, level: int, animals: tuple[int, int]) -> Iterator[tuple[dict[str, int], dict[str, int], str]]:
+    """How many of each animal, the legs of one, and all legs; well-known animals only."""
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    known = _ANIMALS if level == 1 else _MORE_ANIMALS
+    most = {1: 3, 2: 6, 3: 12}[level]
+    limits = {"min_animals": animals[0], "max_animals": animals[1], "min_instances": 1, "max_instances": most}
+    for problem in _problems("leg_counting", seed, **limits):
+        group = problem["metadata"]["animals"]
+        if all(animal in known for animal in group):
+            yield group, {animal: ANIMALS[animal] for animal in group}, problem["answer"]
+
+
+def mece(seed: int, level: int) -> Iterator[Problem]:
+    for group, legs, answer in _legs(seed, level, {1: (2, 2), 2: (2, 3), 3: (3, 4)}[level]):
+        asked = " and ".join(_counted(number, animal) for animal, number in group.items())
+        products = {animal: number * legs[animal] for animal, number in group.items()}
+        steps = [("mece", f"{animal}: {number} * {legs[animal]} = {products[animal]}") for animal, number in group.items()]
+        total, *rest = products.values()
+        for product in rest:
+            steps.append(("step", f"{total} + {product} = {total + product}"))
+            total += product
+        yield Problem(f"How many legs have {asked}? Split into groups.", steps, answer, "animals")
+
+
+def falsification(seed: int, level: int) -> Iterator[Problem]:
+    dice, most = random.Random(seed), {1: 2, 2: 5, 3: 9}[level]
+    limits = {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9, "operators_weights": (1.0, 0.0, 0.0)}
+    for problem in _problems("simple_equations", seed, **limits):
+        left, _, value = problem["metadata"]["equation"].partition(" = ")
+        product, _, summand = left.partition(" + ")
+        factor = int(product.split("*")[0]) if "*" in product else 1
+        if not summand.isdigit() or factor > most:
+            continue
+        true, term = int(problem["answer"]), int(summand)
+        others = dice.sample([x for x in range(1, 10) if x != true], 2)
+        tried, steps = dice.sample([true, *others], 3), []
+        for x in tried[: tried.index(true) + 1]:
+            if factor > 1:
+                steps.append(("step", f"{factor} * {x} = {factor * x}"))
+            verdict = "yes" if x == true else "no"
+            steps.append(("falsification", f"{factor * x} + {term} = {factor * x + term} {verdict}"))
+        asked = ", ".join(map(str, tried))
+        yield Problem(f"{left} = {value}. Try {asked} and refute.", steps, str(true), "equations")
+
+
+def expert_perspective(seed: int, level: int) -> Iterator[Problem]:
+    most = {1: 20, 2: 40, 3: 99}[level]
+    for problem in _problems("gcd", seed, min_numbers=2, max_numbers=2, min_value=2, max_value=most):
+        a, b = problem["metadata"]["numbers"]
+        if problem["answer"] == "1" and (a + b) % 3:  # with all of these pairs, "1" would mostly be right
+            continue
+        lists = [[d for d in range(1, n + 1) if n % d == 0] for n in (a, b)]
+        shared = [d for d in lists[0] if d in lists[1]]
+        euclid, (x, y) = [], (max(a, b), min(a, b))
+        while y:
+            euclid.append(f"{x} mod {y} = {x % y}")
+            x, y = y, x % y
+        by_lists = f"{a}: {' '.join(map(str, lists[0]))}; {b}: {' '.join(map(str, lists[1]))}"
+        steps = [
+            ("expert_perspective", f"{by_lists}; both {' '.join(map(str, shared))}"),
+            ("expert_perspective", ", ".join(euclid)),
+        ]
+        question = f"What divides {a} and {b} at most? Ask two experts."
+        yield Problem(question, steps, str(gcd(a, b)), "divisors")
+
+
+def orthogonal_wisdom(seed: int, level: int) -> Iterator[Problem]:
+    for numbers, signs, answer in _sums(seed, level, least_terms=3):
+        if "-" not in signs:
+            there = [("step", f"{a} + {b} = {r}") for a, _, b, r in _equations(numbers, signs)]
+            back = [("orthogonal_wisdom", f"{a} + {b} = {r}") for a, _, b, r in _equations(numbers[::-1], signs)]
+            yield Problem(f"What is {_expression(numbers, signs)}? Both ways.", there + back, answer, "sums")
+
+
+def _slip(dice: random.Random, result: int, least: int = 0) -> int:
+    return dice.choice([wrong for wrong in (result - 2, result - 1, result + 1, result + 2) if wrong >= least])
+
+
+def _doubted(a: int, sign: str, b: int, claimed: int) -> str:
+    back = claimed - b if sign == "+" else claimed + b
+    return f"{claimed} {'-' if sign == '+' else '+'} {b} = {back} {'yes' if back == a else 'no'}"
+
+
+def self_doubt(seed: int, level: int) -> Iterator[Problem]:
+    dice = random.Random(seed)
+    for numbers, signs, answer in _sums(seed, level):
+        equations, steps = _equations(numbers, signs), []
+        wrong = dice.randrange(len(equations)) if dice.random() < 0.5 else None
+        for i, (a, sign, b, result) in enumerate(equations):
+            if i == wrong:
+                claimed = _slip(dice, result, least=b if sign == "+" else 0)
+                steps += [("step", f"{a} {sign} {b} = {claimed}"), ("self_doubt", _doubted(a, sign, b, claimed))]
+            steps += [("step", f"{a} {sign} {b} = {result}"), ("self_doubt", _doubted(a, sign, b, result))]
+        yield Problem(f"What is {_expression(numbers, signs)}? Doubt each step.", steps, answer, "sums")
+
+
+def bayesian(seed: int, level: int) -> Iterator[Problem]:
+    """Bags of two kinds, as many balls in each; natural frequencies (Gigerenzer & Hoffrage 1995)."""
+    dice, (bags, balls) = random.Random(seed), {1: (3, 5), 2: (5, 7), 3: (9, 9)}[level]
+    for _ in range(_CHUNK):
+        of_a, of_b = dice.randint(1, bags), dice.randint(1, bags)
+        in_a, in_b, colour = dice.randint(1, balls - 1), dice.randint(1, balls - 1), dice.choice(_COLOURS)
+        first, second = of_a * in_a, of_b * in_b
+        both, asked = first + second, dice.choice("AB")
+        share = Fraction(first if asked == "A" else second, both)
+        raw = f"{first if asked == 'A' else second}/{both}"
+        steps = [
+            ("bayesian", f"A: {of_a} * {in_a} = {first}"),
+            ("bayesian", f"B: {of_b} * {in_b} = {second}"),
+            ("step", f"{first} + {second} = {both}"),
+            ("bayesian", raw if raw == str(share) else f"{raw} = {share}"),
+        ]
+        question = (
+            f"{_counted(of_a, 'bag')} A with {in_a} {colour} of {balls}, {_counted(of_b, 'bag')} B with {in_b}. "
+            f"One is {colour}: how likely from {asked}?"
+        )
+        yield Problem(question, steps, str(share), "probability")
+
+
+def multidomain(seed: int, level: int) -> Iterator[Problem]:
+    dice, most = random.Random(seed), {1: 2, 2: 4, 3: 9}[level]
+    for group, legs, total in _legs(seed, level, (1, 1)):
+        ((animal, number),) = group.items()
+        weeks = dice.randint(1, most)
+        steps = [
+            ("multidomain", f"{animal}: {number} * {legs[animal]} = {total}"),
+            ("multidomain", f"week: {weeks} * 7 = {7 * weeks}"),
+            ("step", f"{total} + {7 * weeks} = {int(total) + 7 * weeks}"),
+        ]
+        asked = f"{_counted(number, animal)}, and the days of {_counted(weeks, 'week')}"
+        question = f"{dice.choice(_NAMES)} adds the legs of {asked}. How many? Use each domain."
+        yield Problem(question, steps, str(int(total) + 7 * weeks), "animals and calendar")
+
+
+def self_correction(seed: int, level: int) -> Iterator[Problem]:
+    dice = random.Random(seed)
+    for numbers, signs, answer in _sums(seed, level):
+        equations, steps = _equations(numbers, signs), []
+        wrong = dice.randrange(len(equations)) if dice.random() < 0.5 else None
+        for i, (a, sign, b, result) in enumerate(equations):
+            if i == wrong:
+                steps.append(("step", f"{a} {sign} {b} = {_slip(dice, result)}"))
+            steps.append(("self_correction" if i == wrong else "step", f"{a} {sign} {b} = {result}"))
+        if wrong is None:  # looked over once more, and nothing to mend
+            steps.append(("self_correction", steps[-1][1]))
+        yield Problem(f"What is {_expression(numbers, signs)}? Mend slips.", steps, answer, "sums")
+
+
+def uncertainty(seed: int, level: int) -> Iterator[Problem]:
+    dice, people, most = random.Random(seed), 3 + (level > 1), {1: 2, 2: 3, 3: 6}[level]
+    for _ in range(_CHUNK):
+        names = dice.sample(_NAMES, people)
+        pairs = list(itertools.permutations(names, 2))
+        told = dice.sample(pairs, people - 1)
+        asked = dice.choice([pair for pair in pairs if pair not in told and pair[::-1] not in told])
+        orders = [o for o in itertools.permutations(names) if all(o.index(x) < o.index(y) for x, y in told)]
+        if 1 <= len(orders) <= most:
+            verdicts = ["yes" if o.index(asked[0]) < o.index(asked[1]) else "no" for o in orders]
+            steps = [("uncertainty", f"{' '.join(o)} {verdict}") for o, verdict in zip(orders, verdicts, strict=True)]
+            facts = " ".join(f"{x} is taller than {y}." for x, y in told)
+            question = f"{facts} Is {asked[0]} taller than {asked[1]}? Say if unknown."
+            yield Problem(question, steps, verdicts[0] if len(set(verdicts)) == 1 else "unknown", "orders")
+
+
+MAKERS: dict[str, Callable[[int, int], Iterator[Problem]]] = {
+    maker.__name__: maker
+    for maker in (
+        *(chain_of_thought, mece, falsification, expert_perspective, orthogonal_wisdom),
+        *(self_doubt, bayesian, multidomain, self_correction, uncertainty),
+    )
+}

@@ -1,0 +1,114 @@
+"""The procedural maker: ten strategies, true line by line, no prompt twice, and a check that finds what is false."""
+
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from forgelib.data import STRATEGIES, DataError, vocabulary
+from forgelib.data.thinking import VOCABULARIES
+from forgelib.data.trace_checks import equations, flaw
+from forgelib.data.traces import procedural_rows
+
+WORDS = vocabulary("forge-12")
+
+
+@pytest.mark.slow
+def test_twenty_thousand_rows_in_a_minute():
+    started = time.process_time()
+    rows = procedural_rows(20_000, WORDS, seed=0, difficulties=(1, 2, 3))
+    assert time.process_time() - started < 60
+    assert Counter(row.strategy for row in rows) == dict.fromkeys(STRATEGIES, 2000)
+    assert len({row.prompt for row in rows}) == 20_000 and all(row.verified for row in rows)
+    assert {row.difficulty for row in rows} == {1, 2, 3}
+    assert 0.08 < sum(row.part == "validation" for row in rows) / 20_000 < 0.12
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_every_vocabulary_has_its_strategies(name):
+    words = vocabulary(name)
+    rows = procedural_rows(40, words, seed=1, strategies=list(words.tag_of))
+    assert {row.strategy for row in rows} == set(words.tag_of)
+    assert all(words.read(row.text).answer == row.answer and not words.read(row.text).problems for row in rows)
+
+
+def test_training_and_validation_never_meet_whatever_the_seed():
+    train = procedural_rows(1000, WORDS, seed=0, part="train")
+    held = procedural_rows(300, WORDS, seed=1, part="validation")
+    assert not {row.prompt for row in train} & {row.prompt for row in held}
+    assert procedural_rows(100, WORDS, seed=0) == procedural_rows(100, WORDS, seed=0)
+    assert procedural_rows(100, WORDS, seed=0) != procedural_rows(100, WORDS, seed=1)
+
+
+def test_where_the_problems_end_there_are_fewer_rows():
+    rows = procedural_rows(3000, WORDS, seed=0, strategies=["expert_perspective"])
+    assert 200 < len(rows) <= 19 * 19, "pairs of 2 to 20"
+
+
+def test_half_of_the_slip_strategies_rows_hold_a_real_slip():
+    for strategy in ("self_doubt", "self_correction"):
+        rows = procedural_rows(400, WORDS, seed=0, strategies=[strategy])
+        wrong = [sum(not true for _, true in equations(row.reasoning)) for row in rows]
+        assert set(wrong) == {0, 1} and 0.4 < sum(wrong) / 400 < 0.6
+
+
+def test_answers_are_not_guessed_by_a_constant():
+    for strategy in STRATEGIES:
+        answers = Counter(row.answer for row in procedural_rows(300, WORDS, seed=0, strategies=[strategy]))
+        assert answers.most_common(1)[0][1] < 0.5 * answers.total(), strategy
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_any_number_changed_in_a_trace_is_found(strategy, level):
+    """Change one number (or verdict) of the thought or the answer: no such row passes.
+
+    But for the result that <correct> looks over: with another wrong one it is as real a slip, and repaired.
+    """
+    swaps = {"yes": "no", "no": "yes", "unknown": "yes"}
+    for row in procedural_rows(30, WORDS, seed=2, strategies=[strategy], difficulties=(level,)):
+        assert flaw(row, WORDS) == ""
+        parts = row.reasoning.replace("[/", " [/").replace("<", " <").split(" ")
+        places = [i for i, part in enumerate(parts) if part.isdigit() or part in swaps]
+        places = [i for i in places if parts[i + 1] != "<correct>"]
+        for place in places:
+            part = parts[place]
+            changed = [*parts[:place], swaps.get(part) or str(int(part) + 1), *parts[place + 1 :]]
+            text = " ".join(changed).replace(" [/", "[/").replace(" <", "<")
+            assert flaw(replace(row, reasoning=text), WORDS), (row.text, text)
+        assert flaw(replace(row, answer=swaps.get(row.answer) or row.answer + "1"), WORDS)
+
+
+def test_a_slip_without_repair_is_a_flaw():
+    rows = procedural_rows(50, WORDS, seed=0, strategies=["self_correction"])
+    row = next(row for row in rows if any(not true for _, true in equations(row.reasoning)))
+    wrong = next(equation for equation, true in equations(row.reasoning) if not true)
+    repair = next(t for tag, t in WORDS.read(row.reasoning).steps if tag == "<correct>")
+    assert "not repaired" in flaw(replace(row, reasoning=row.reasoning.replace(repair, wrong)), WORDS)
+
+
+def test_a_group_left_out_or_counted_twice_is_a_flaw():
+    row = procedural_rows(1, WORDS, seed=0, strategies=["mece"])[0]
+    first, second, *_ = WORDS.read(row.reasoning).steps
+    for steps in ([first, ("<step>", f"0 + {row.answer} = {row.answer}")], [first, first, second]):
+        assert "each once" in flaw(replace(row, reasoning=WORDS.write(steps)), WORDS)
+
+
+def test_an_order_left_out_is_a_flaw():
+    rows = procedural_rows(50, WORDS, seed=0, strategies=["uncertainty"])
+    row = next(row for row in rows if row.answer == "unknown")
+    shorter = WORDS.write(WORDS.read(row.reasoning).steps[:1])
+    assert "not all that fit" in flaw(replace(row, reasoning=shorter), WORDS)
+
+
+def test_a_trace_without_its_own_tag_is_a_flaw():
+    row = procedural_rows(1, WORDS, seed=0, strategies=["bayesian"])[0]
+    assert "<bayesian> does not occur" in flaw(replace(row, reasoning=row.reasoning.replace("<bayesian>", "<step>")), WORDS)
+
+
+def test_what_cannot_be_made_is_refused():
+    with pytest.raises(DataError, match="strategy 'multidomain': vocabulary forge-8 has"):
+        procedural_rows(10, vocabulary("forge-8"), seed=0)
+    with pytest.raises(DataError, match="difficulty = 4: must be 1, 2 or 3"):
+        procedural_rows(10, WORDS, seed=0, difficulties=(4,))
