@@ -31,7 +31,7 @@ JOINING = {
     "data": {"prepare", "traces"},
     "models": {"cognate"},
     "merge": {"recipe", "check"},
-    "evaluate": {"fitness"},
+    "evaluate": {"fitness", "reasoning"},
     "phases": {"cognate", *EVOMERGE},
     "workbook": {"runner"},
 }

@@ -42,12 +42,20 @@ def flaw(row: ReasoningRow, words: Vocabulary) -> str:
 
 def equations(text: str) -> list[tuple[str, bool]]:
     """Every equation in a text, and whether it is true."""
-    found = []
-    for match in _EQUATION.finditer(text):
-        a, sign, b, divisor, result = match.groups()
-        value = Fraction(int(a), int(divisor)) if divisor else Fraction(_OPERATIONS[sign](int(a), int(b)))
-        found.append((match.group(), value == Fraction(result)))
-    return found
+    return [(match.group(), _holds(match)) for match in _EQUATION.finditer(text)]
+
+
+def false_spans(text: str) -> list[tuple[int, int]]:
+    """Where the false equations of a text begin and end, in characters."""
+    return [match.span() for match in _EQUATION.finditer(text) if not _holds(match)]
+
+
+def _holds(match: re.Match) -> bool:
+    a, sign, b, divisor, result = match.groups()
+    if "0" in (divisor, result.partition("/")[2], b if sign == "mod" else ""):
+        return False
+    value = Fraction(int(a), int(divisor)) if divisor else Fraction(_OPERATIONS[sign](int(a), int(b)))
+    return value == Fraction(result)
 
 
 def _untagged(row: ReasoningRow, inside: str) -> str:

@@ -1,0 +1,202 @@
+"""Phase 3, Step 1: reasoning traces are baked into a model, supervised on trace and answer.
+
+    for record in bake(model, tokenizer, words, train, watch, config, checkpointer=..., control=...):
+        ...
+
+yields one small record per optimizer step; at the end of each part of an epoch it holds what the model can do by
+itself: it thinks and answers greedily, and the answers are compared. Training ends when that reaches its targets. There
+is no stop on a plateau: small models sit on one before they learn to reason.
+
+The question, and every equation that is false (a slip that the trace goes on to mend), carry no loss. A share of the
+rows is shown without its thought, so that the path without one stays in distribution: later steps compare against it.
+"""
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forgelib.core.health import NonFiniteError, first_nonfinite
+from forgelib.core.loop import Checkpointer, Control, ResumableLoop
+from forgelib.core.rng import stream
+from forgelib.data import ReasoningRow, Vocabulary
+from forgelib.data.trace_checks import false_spans
+from forgelib.evaluate.reasoning import reason, token_usage
+from forgelib.optim import MuGrokConfig, MuonGrokfast
+
+IGNORED = -100
+#: Batches among which rows are sorted by length: they then carry little padding, and still come in random order.
+SORTED_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class BakeConfig:
+    """How traces are baked. Learning rates rise over `warmup_share` of the steps and fall linearly to zero.
+
+    target, strategy_target: shares of right answers, over all rows and in each strategy, that end the training.
+    """
+
+    seed: int
+    epochs: int = 5
+    batch_size: int = 32
+    muon_lr: float = 1e-4
+    adamw_lr: float = 1e-4
+    warmup_share: float = 0.05
+    direct_share: float = 0.12
+    looks_per_epoch: int = 1
+    target: float = 0.85
+    strategy_target: float = 0.765
+    max_new_tokens: int = 96
+    max_tokens: int = 512
+
+    def rate_scale(self, step: int, steps: int) -> float:
+        """Learning-rate factor in (0, 1] at `step` (from 0) of `steps`."""
+        warmup = max(1, round(self.warmup_share * steps))
+        return (step + 1) / warmup if step < warmup else (steps - step) / max(1, steps - warmup)
+
+
+class BakeStopped(RuntimeError):
+    """The baking was stopped from outside; its checkpoint is kept."""
+
+    def __init__(self, done: int, total: int):
+        super().__init__(f"stopped on request after step {done} of {total}: start it again to go on from there")
+
+
+def bake(
+    model: nn.Module,
+    tokenizer,
+    words: Vocabulary,
+    train: Sequence[ReasoningRow],
+    watch: Sequence[ReasoningRow],
+    config: BakeConfig,
+    *,
+    checkpointer: Checkpointer,
+    control: Control | None = None,
+) -> Iterator[dict]:
+    """Train `model` in place on `train` until its answers to `watch` reach the targets, at most `epochs` times over.
+
+    Yields a record a step: step, epoch, loss (nats per token of trace and answer), learning_rate, grad_norm, tokens,
+    tokens_per_second; and where it was looked at, accuracy_overall, accuracy_<strategy>, token_usage_<tag> and
+    convergence_progress (1: the targets are reached). Raises ValueError without rows, or with a batch of fewer than
+    one; NonFiniteError naming the step and the first broken layer; BakeStopped when `control` asked for it.
+    """
+    if not train or not watch:
+        raise ValueError(f"baking needs rows to train on and to watch: got {len(train)} and {len(watch)}")
+    if config.batch_size < 1 or config.epochs < 1 or config.looks_per_epoch < 1:
+        raise ValueError(f"epochs, batch_size and looks_per_epoch must be at least 1: {config}")
+    encoded = _encode_all(tokenizer, train, config)
+    per_epoch = -(-len(encoded) // config.batch_size)
+    steps, every = config.epochs * per_epoch, max(1, per_epoch // config.looks_per_epoch)
+    rates = {"muon_lr": config.muon_lr, "adamw_lr": config.adamw_lr}
+    optimizer = MuonGrokfast(model, MuGrokConfig.preset("baking", **rates))
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    loop = ResumableLoop({"model": model, "optimizer": optimizer}, steps, checkpointer, control)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    model.train()
+    with loop:
+        for step in loop:
+            epoch, place = divmod(step, per_epoch)
+            scale = config.rate_scale(step, steps)
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * scale
+            if place == 0 or step == loop.start_step:
+                batches = epoch_order(encoded, config, epoch)
+            record = _train_step(model, optimizer, *padded([encoded[i] for i in batches[place]], pad), step)
+            record |= {"epoch": (step + 1) / per_epoch, "learning_rate": config.muon_lr * scale}
+            if (step + 1) % every == 0 or step + 1 == steps:
+                record |= look(model, tokenizer, words, watch, config)
+            yield record
+            if record.get("convergence_progress") == 1.0:
+                break
+    if loop.stopped:
+        raise BakeStopped(loop.done, steps)
+    model.eval()
+
+
+def look(
+    model: nn.Module, tokenizer, words: Vocabulary, rows: Sequence[ReasoningRow], config: BakeConfig
+) -> dict[str, float]:
+    """The `baking/` metrics of METHOD that are measured by letting the model think: accuracies, usage, progress."""
+    found = reason(model, tokenizer, words, rows, max_new_tokens=config.max_new_tokens)
+    shares = {name: float(correct.mean()) for name, correct in found.by_strategy().items()}
+    overall = float(found.correct.mean())
+    reached = [overall / config.target, *(share / config.strategy_target for share in shares.values())]
+    return {
+        "accuracy_overall": overall,
+        **{f"accuracy_{name}": share for name, share in shares.items()},
+        **{f"token_usage_{name}": share for name, share in token_usage(found, words).items()},
+        "convergence_progress": min(1.0, *reached),
+    }
+
+
+def encode(tokenizer, row: ReasoningRow, max_tokens: int, direct: bool = False) -> tuple[list[int], list[int]]:
+    """input_ids and labels of a row; labels are IGNORED on the prompt and on false equations.
+
+    With `direct` the thought is left out. Raises ValueError for a row longer than `max_tokens`.
+    """
+    prompt = tokenizer(row.prompt, add_special_tokens=False)["input_ids"]
+    text = f" {row.answer}" if direct else f" {row.reasoning} {row.answer}"
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, spans = encoding["input_ids"], false_spans(text)
+    labels = [
+        IGNORED if any(start < stop and begin < end for begin, stop in spans) else token
+        for token, (start, end) in zip(ids, encoding["offset_mapping"], strict=True)
+    ]
+    end = [tokenizer.eos_token_id]
+    if len(prompt) + len(ids) + 1 > max_tokens:
+        raise ValueError(
+            f"a row of {row.source} has {len(prompt) + len(ids) + 1} tokens, max_tokens is {max_tokens}: raise it, "
+            f"or leave the row out ({row.prompt[:60]!r})"
+        )
+    return prompt + ids + end, [IGNORED] * len(prompt) + labels + end
+
+
+def _encode_all(tokenizer, rows: Sequence[ReasoningRow], config: BakeConfig) -> list[tuple[list[int], list[int]]]:
+    dice = random.Random(stream(config.seed, "rows without their thought"))
+    return [encode(tokenizer, row, config.max_tokens, dice.random() < config.direct_share) for row in rows]
+
+
+def epoch_order(encoded: Sequence[tuple[list[int], list[int]]], config: BakeConfig, epoch: int) -> list[list[int]]:
+    """Batches of row indices of an epoch: every row once, rows of like length together, batches in random order."""
+    dice = random.Random(stream(config.seed, "baking order", epoch))
+    order = list(range(len(encoded)))
+    dice.shuffle(order)
+    group = SORTED_TOGETHER * config.batch_size
+    batches = []
+    for start in range(0, len(order), group):
+        rows = sorted(order[start : start + group], key=lambda i: len(encoded[i][0]))
+        batches += [rows[i : i + config.batch_size] for i in range(0, len(rows), config.batch_size)]
+    dice.shuffle(batches)
+    return batches
+
+
+def padded(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
+    """input_ids and labels [B, T], padded on the right, where no earlier token looks."""
+    longest = max(len(ids) for ids, _ in rows)
+    input_ids, labels = torch.full((len(rows), longest), pad), torch.full((len(rows), longest), IGNORED)
+    for i, (ids, wanted) in enumerate(rows):
+        input_ids[i, : len(ids)], labels[i, : len(ids)] = torch.tensor(ids), torch.tensor(wanted)
+    return input_ids, labels
+
+
+def _train_step(model: nn.Module, optimizer: MuonGrokfast, input_ids: Tensor, labels: Tensor, step: int) -> dict:
+    started, device = time.perf_counter(), next(model.parameters()).device
+    input_ids, labels = input_ids.to(device), labels.to(device)
+
+    def forward():
+        return model(input_ids=input_ids, labels=labels)
+
+    output = forward()
+    output.loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    grad_norm, loss = float(torch.stack(torch._foreach_norm(gradients)).norm()), float(output.loss.detach())
+    if not np.isfinite([loss, grad_norm]).all():
+        raise NonFiniteError(step, first_nonfinite(model, forward) or "the gradients")
+    optimizer.step()
+    optimizer.zero_grad()
+    seconds, tokens = time.perf_counter() - started, input_ids.numel()
+    return {"step": step, "loss": loss, "grad_norm": grad_norm, "tokens": tokens, "tokens_per_second": tokens / seconds}

@@ -1,0 +1,178 @@
+"""Baking traces: what carries loss, what is looked at, and an end that is the same however often it was broken off."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from forgelib.core.health import NonFiniteError
+from forgelib.core.loop import Checkpointer
+from forgelib.data import vocabulary
+from forgelib.data.tokenizer import train_bpe
+from forgelib.data.traces import procedural_rows
+from forgelib.phases import bake as bake_module
+from forgelib.phases.bake import IGNORED, BakeConfig, BakeStopped, bake, encode, epoch_order, padded
+from forgelib.thoughts import add_vocabulary
+
+WORDS = vocabulary("forge-12")
+ROWS = procedural_rows(200, WORDS, seed=0, part="train")
+CONFIG = BakeConfig(seed=0, epochs=2, batch_size=16, muon_lr=0.01, adamw_lr=0.003, max_new_tokens=8)
+
+
+def small():
+    tokenizer, _ = train_bpe([row.text for row in ROWS], 320)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+        )
+    )
+    add_vocabulary(model, tokenizer, WORDS)
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return small()[1]
+
+
+def baked(tmp_path, n=32, config=CONFIG, watch=ROWS[:10], **kwargs):
+    model, tokenizer = small()
+    checkpointer = Checkpointer(tmp_path / "checkpoints", every_steps=1)
+    return model, bake(model, tokenizer, WORDS, ROWS[:n], watch, config, checkpointer=checkpointer, **kwargs)
+
+
+def with_slip(strategy):
+    return next(
+        row for row in procedural_rows(50, WORDS, seed=0, strategies=[strategy]) if "= " in row.reasoning and slips(row)
+    )
+
+
+def slips(row):
+    from forgelib.data.trace_checks import equations
+
+    return [equation for equation, true in equations(row.reasoning) if not true]
+
+
+@pytest.mark.parametrize("row", ROWS[:10], ids=lambda row: row.strategy)
+def test_loss_is_on_trace_and_answer_only(tokenizer, row):
+    row = replace(row, reasoning=row.reasoning) if not slips(row) else ROWS[0]
+    ids, labels = encode(tokenizer, row, 512)
+    told = [token for token in labels if token != IGNORED]
+    assert tokenizer.decode(ids) == row.text + tokenizer.eos_token
+    assert tokenizer.decode(told) == f" {row.reasoning} {row.answer}{tokenizer.eos_token}"
+    assert labels[: len(ids) - len(told)] == [IGNORED] * (len(ids) - len(told))
+    ids, labels = encode(tokenizer, row, 512, direct=True)
+    assert tokenizer.decode([t for t in labels if t != IGNORED]) == f" {row.answer}{tokenizer.eos_token}"
+
+
+@pytest.mark.parametrize("strategy", ["self_doubt", "self_correction"])
+def test_no_loss_on_a_slip(tokenizer, strategy):
+    row = with_slip(strategy)
+    ids, labels = encode(tokenizer, row, 512)
+    masked = [t for t, label in zip(ids, labels, strict=True) if label == IGNORED]
+    prompt = tokenizer(row.prompt, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(masked[len(prompt) :]).strip() == slips(row)[0]
+
+
+def test_a_row_that_is_too_long_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"a row of procedural has \d+ tokens, max_tokens is 9"):
+        encode(tokenizer, ROWS[0], 9)
+
+
+def test_an_epoch_holds_every_row_once_in_an_order_of_its_own(tokenizer):
+    encoded = [encode(tokenizer, row, 512) for row in ROWS]
+    orders = [epoch_order(encoded, CONFIG, epoch) for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(i for batch in order for i in batch) == list(range(len(ROWS)))
+        assert all(len(batch) <= CONFIG.batch_size for batch in order)
+    assert orders[0] != orders[1] and orders[0] == epoch_order(encoded, CONFIG, 0)
+    sizes = [padded([encoded[i] for i in batch], 0)[0].shape for batch in orders[0]]
+    assert sum(rows * longest for rows, longest in sizes) < 1.25 * sum(len(ids) for ids, _ in encoded)
+
+
+def test_padding_changes_no_loss(tokenizer):
+    model, _ = small()
+    rows = sorted((encode(tokenizer, row, 512) for row in ROWS[:4]), key=lambda row: len(row[0]))
+    model.eval()
+    for rows_together in (rows, rows[:1]):
+        ids, labels = padded(rows_together, tokenizer.eos_token_id)
+        logits = model(input_ids=ids).logits
+        alone = model(input_ids=torch.tensor([rows[0][0]])).logits
+        assert torch.allclose(logits[:1, : alone.shape[1]], alone, atol=1e-5)
+        assert bool((labels[:, len(rows_together[-1][0]) :] == IGNORED).all())
+
+
+def test_the_loss_falls_and_the_looks_hold_the_metrics(tmp_path):
+    _, steps = baked(tmp_path, n=64, config=replace(CONFIG, epochs=4))
+    records = list(steps)
+    assert len(records) == 16 and records[-1]["loss"] < 0.85 * records[0]["loss"]
+    looked = [record for record in records if "accuracy_overall" in record]
+    assert [record["epoch"] for record in looked] == [1.0, 2.0, 3.0, 4.0]
+    names = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second"}
+    assert set(records[0]) == names
+    per_strategy = {f"accuracy_{row.strategy}" for row in ROWS[:10]}
+    usage = {f"token_usage_{name}" for name in ("thinking", "step", "mece", "falsify", "doubt")}
+    assert set(looked[0]) == names | per_strategy | usage | {"accuracy_overall", "convergence_progress"}
+    assert 0 <= looked[0]["convergence_progress"] < 1
+
+
+def test_it_ends_at_the_first_look_that_reaches_the_targets(tmp_path, monkeypatch):
+    looks = iter([0.99, 1.0, 1.0])
+    monkeypatch.setattr(bake_module, "look", lambda *_: {"convergence_progress": next(looks)})
+    _, steps = baked(tmp_path, config=replace(CONFIG, epochs=5))
+    assert [record.get("convergence_progress") for record in steps] == [None, 0.99, None, 1.0]
+
+
+def test_progress_is_the_farthest_target(tmp_path):
+    model, tokenizer = small()
+    measured = bake_module.look(model, tokenizer, WORDS, ROWS[:10], replace(CONFIG, target=1e-9))
+    assert measured["accuracy_overall"] == 0.0 == measured["convergence_progress"]
+
+
+@pytest.mark.parametrize("broken_after", [1, 3])
+def test_broken_off_it_ends_in_the_same_weights(tmp_path, broken_after):
+    whole, steps = baked(tmp_path / "whole")
+    expected = [(record["step"], record["loss"]) for record in steps]
+    _, steps = baked(tmp_path / "broken")
+    found = [(record["step"], record["loss"]) for _, record in zip(range(broken_after), steps, strict=False)]
+    steps.close()
+    again, steps = baked(tmp_path / "broken")
+    found += [(record["step"], record["loss"]) for record in steps]
+    assert found == expected
+    for p, q in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_it_stops_on_request(tmp_path):
+    from forgelib.core.loop import Control
+
+    control = Control(tmp_path)
+    _, steps = baked(tmp_path, control=control)
+    next(steps)
+    control.request("stop")
+    with pytest.raises(BakeStopped, match="stopped on request after step 1 of 4"):
+        list(steps)
+
+
+def test_a_broken_weight_stops_it_by_name(tmp_path):
+    model, steps = baked(tmp_path)
+    next(steps)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"layers\.1\.mlp\.up_proj"):
+        list(steps)
+
+
+def test_nothing_to_bake_is_refused_before_work(tmp_path):
+    with pytest.raises(ValueError, match="got 0 and 10"):
+        list(baked(tmp_path, n=0)[1])
+    with pytest.raises(ValueError, match="at least 1"):
+        list(baked(tmp_path, config=replace(CONFIG, epochs=0))[1])
