@@ -31,6 +31,8 @@ from forgelib.optim import MuGrokConfig, MuonGrokfast
 IGNORED = -100
 #: Batches among which rows are sorted by length: they then carry little padding, and still come in random order.
 SORTED_TOGETHER = 16
+#: Batches are as long as a multiple of this: every new shape costs the CPU's matrix library a second to prepare.
+PADDED_TO = 32
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,8 @@ def epoch_order(encoded: Sequence[tuple[list[int], list[int]]], config: BakeConf
 
 
 def padded(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
-    """input_ids and labels [B, T], padded on the right, where no earlier token looks."""
-    longest = max(len(ids) for ids, _ in rows)
+    """input_ids and labels [B, T], padded on the right, where no earlier token looks; T a multiple of PADDED_TO."""
+    longest = -(-max(len(ids) for ids, _ in rows) // PADDED_TO) * PADDED_TO
     input_ids, labels = torch.full((len(rows), longest), pad), torch.full((len(rows), longest), IGNORED)
     for i, (ids, wanted) in enumerate(rows):
         input_ids[i, : len(ids)], labels[i, : len(ids)] = torch.tensor(ids), torch.tensor(wanted)

@@ -142,8 +142,33 @@ class EvoEvolve(Parameters):
     on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
 
 
+class QuietBake(Parameters):
+    """30_quietstar_bake: thinking vocabulary, reasoning rows, and traces baked into the champion."""
+
+    NOTEBOOK = "30_quietstar_bake"
+
+    vocabulary: Literal["forge-12", "forge-8", "startofthought"] = Field("forge-12", description="thinking tokens")
+    reasoning_file: str = Field("", description='JSON lines of reasoning rows; "" makes procedural ones')
+    rows: int = Field(4000, ge=20, le=1_000_000, description="reasoning rows trained on, over all strategies")
+    difficulty: int = Field(1, ge=1, le=3, description="hardest problems of the procedural rows")
+    watch_rows: int = Field(200, ge=10, le=100_000, description="validation rows that decide when training ends")
+    gate_rows: int = Field(400, ge=10, le=100_000, description="further validation rows that the gate is measured on")
+    epochs: int = Field(12, ge=1, le=10_000, description="times every row is seen, at most")
+    batch_size: int = Field(32, ge=1, le=4096, description="rows in one optimizer step")
+    muon_lr: float = Field(0.01, gt=0, le=1, description="learning rate of the hidden matrices, per step")
+    adamw_lr: float = Field(0.003, gt=0, le=1, description="learning rate of embeddings, norms and biases, per step")
+    direct_share: float = Field(0.12, ge=0, lt=1, description="share of rows trained without their thought")
+    max_new_tokens: int = Field(96, ge=4, le=4096, description="tokens of thought and answer, at most")
+    overall_threshold: float = Field(0.85, ge=0, le=1, description="share of right answers the gate asks for")
+    strategy_threshold: float = Field(0.765, ge=0, le=1, description="the same in each strategy")
+    checkpoint_every_seconds: float = Field(30.0, gt=0, le=86_400, description="seconds between checkpoints at most")
+    wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
+    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
+
+
 MODELS: dict[str, type[Parameters]] = {
-    model.NOTEBOOK: model for model in (Environment, CognateData, CognateTrain, CognateDiversity, EvoMethods, EvoEvolve)
+    model.NOTEBOOK: model
+    for model in (Environment, CognateData, CognateTrain, CognateDiversity, EvoMethods, EvoEvolve, QuietBake)
 }
 P = TypeVar("P", bound=Parameters)
 

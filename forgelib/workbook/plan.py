@@ -53,6 +53,7 @@ PLAN: tuple[Step, ...] = (
     Step("12_cognate_diversity", needs=tuple(f"11_cognate_train-{name}" for name in SPECIALISTS)),
     Step("20_evomerge_methods", needs=("12_cognate_diversity",)),
     Step("21_evomerge_evolve", needs=("12_cognate_diversity",)),
+    Step("30_quietstar_bake", needs=("21_evomerge_evolve",)),
 )
 
 

@@ -95,7 +95,8 @@ def test_an_epoch_holds_every_row_once_in_an_order_of_its_own(tokenizer):
         assert all(len(batch) <= CONFIG.batch_size for batch in order)
     assert orders[0] != orders[1] and orders[0] == epoch_order(encoded, CONFIG, 0)
     sizes = [padded([encoded[i] for i in batch], 0)[0].shape for batch in orders[0]]
-    assert sum(rows * longest for rows, longest in sizes) < 1.25 * sum(len(ids) for ids, _ in encoded)
+    assert sum(rows * longest for rows, longest in sizes) < 1.5 * sum(len(ids) for ids, _ in encoded)
+    assert len({longest for _, longest in sizes}) <= 4, "few shapes"
 
 
 def test_padding_changes_no_loss(tokenizer):

@@ -1,0 +1,213 @@
+"""What the Phase 3 notebooks share: the champion and its verdict, the reasoning rows, the baking run and its model.
+
+A notebook shows each of these steps; here is only the joining of parameters, runs and artifacts.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from forgelib import evaluate
+from forgelib.core.artifacts import Artifact
+from forgelib.core.rng import stream
+from forgelib.core.run import Run, latest_artifact, open_run
+from forgelib.core.tracking import JOURNAL, read_journal
+from forgelib.data import DataError, ReasoningRow, Vocabulary, read_rows
+from forgelib.data.traces import procedural_rows
+from forgelib.evaluate.reasoning import Reasoned
+from forgelib.phases.bake import BakeConfig, bake
+from forgelib.thoughts import add_vocabulary
+from forgelib.workbook import phase1
+from forgelib.workbook.params import Parameters, QuietBake
+
+#: Whose change makes a finished run of Phase 3 stale: this module and what it imports.
+CODE = ("forgelib.workbook.phase3",)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows to train on, to watch while training and to measure the gate on; `skipped` names lines without use."""
+
+    train: list[ReasoningRow]
+    watch: list[ReasoningRow]
+    gate: list[ReasoningRow]
+    skipped: list[str]
+
+
+def champion(p: Parameters) -> Artifact:
+    """The champion of Phase 2. Raises MissingInput naming what makes it."""
+    hint = "Make it:  papermill 21_evomerge_evolve.ipynb out.ipynb"
+    return latest_artifact("evomerge-champion", phase1.tags(p), hint)
+
+
+def handoff_rows(artifact: Artifact) -> list[dict]:
+    """The gates an artifact came with, one row a check: what the next step builds on, green or red."""
+    return [
+        {"gate": verdict["gate"], "check": check["name"], "measured": check["measured"], "verdict": check["verdict"]}
+        for verdict in artifact.manifest["verdicts"] or ()
+        for check in verdict["checks"]
+    ]
+
+
+def load(artifact: Artifact) -> tuple[nn.Module, object]:
+    """Model and tokenizer of an artifact's model folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = artifact.path / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).to(phase1.device())
+    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def splits(p: QuietBake, words: Vocabulary) -> Splits:
+    """Rows of the file, or procedural ones. A tenth of all prompts, by their hash, is for validation; of these some are
+    watched while training and others measure the gate. Raises DataError where a part would be empty."""
+    wanted, skipped = p.watch_rows + p.gate_rows, []
+    if p.reasoning_file:
+        rows, skipped = read_rows(Path(p.reasoning_file), words)
+        random.Random(stream(p.seed, "reasoning rows")).shuffle(rows)
+        train = [row for row in rows if row.part == "train"][: p.rows]
+        held = [row for row in rows if row.part == "validation"][:wanted]
+    else:
+        levels, strategies = range(1, p.difficulty + 1), tuple(words.tag_of)
+        train, held = (
+            procedural_rows(n, words, seed=p.seed, part=part, strategies=strategies, difficulties=levels)
+            for n, part in ((p.rows, "train"), (wanted, "validation"))
+        )
+    watched = round(len(held) * p.watch_rows / wanted)
+    found = Splits(train, held[:watched], held[watched:], skipped)
+    for name in ("train", "watch", "gate"):
+        if not getattr(found, name):
+            raise DataError(f"no rows are left to {name}: {len(train)} to train on, {len(held)} for validation")
+    return found
+
+
+def bake_config(p: QuietBake) -> BakeConfig:
+    """The notebook's parameters as the baking's configuration."""
+    return BakeConfig(
+        seed=p.seed,
+        epochs=p.epochs,
+        batch_size=p.batch_size,
+        muon_lr=p.muon_lr,
+        adamw_lr=p.adamw_lr,
+        direct_share=p.direct_share,
+        target=p.overall_threshold,
+        strategy_target=p.strategy_threshold,
+        max_new_tokens=p.max_new_tokens,
+    )
+
+
+def open_bake(p: QuietBake, parent: Artifact) -> Run:
+    """The run of the baking; what only the gate and the report read is no part of its key."""
+    left_out = {"wandb_mode", "on_gate_failure", "checkpoint_every_seconds", "gate_rows"}
+    return open_run(
+        QuietBake.NOTEBOOK,
+        p.model_dump(exclude=left_out),
+        parents=[parent],
+        seed=p.seed,
+        tags=phase1.tags(p, vocabulary=p.vocabulary),
+        label=p.profile,
+        wandb_mode=p.wandb_mode,
+        run_name="phase3-step1-baking",
+        code=CODE,
+    )
+
+
+def with_vocabulary(model: nn.Module, tokenizer, words: Vocabulary, seed: int):
+    """The model with the thinking tokens; where it has them, it stays as it is."""
+    torch.manual_seed(stream(seed, "thinking vocabulary"))
+    return add_vocabulary(model, tokenizer, words, seed=seed)
+
+
+def bake_steps(model: nn.Module, tokenizer, words: Vocabulary, rows: Splits, p: QuietBake, run: Run) -> Iterator[dict]:
+    """Records of the baking, journaled; none where it is finished: then `model` gets the finished weights."""
+    finished = run.finished()
+    if finished is not None:
+        model.load_state_dict(load(finished)[0].state_dict())
+        return
+    checkpointer = run.checkpointer(every_seconds=p.checkpoint_every_seconds)
+    steps = bake(
+        model, tokenizer, words, rows.train, rows.watch, bake_config(p), checkpointer=checkpointer, control=run.control
+    )
+    yield from run.tracker.follow(steps)
+
+
+def total_steps(p: QuietBake, rows: Splits) -> int:
+    """Optimizer steps of all epochs, where nothing ends the training before."""
+    return p.epochs * -(-len(rows.train) // p.batch_size)
+
+
+def records(run: Run) -> list[dict]:
+    """The baking's steps, from its artifact where it is finished."""
+    finished = run.finished()
+    return run.tracker.records() or (read_journal(finished.path / JOURNAL) if finished else [])
+
+
+def looks(steps: list[dict]) -> dict[str, list[dict]]:
+    """What the model could do when it was looked at: strategy (or "overall") -> epochs and shares of right answers."""
+    names = dict.fromkeys(name for step in steps for name in step if name.startswith("accuracy_"))
+    return {
+        name.removeprefix("accuracy_"): [{"epoch": s["epoch"], "right": s[name]} for s in steps if name in s]
+        for name in names
+    }
+
+
+def overall_row(before: Reasoned, after: Reasoned, threshold: float, seed: int) -> dict:
+    """Right answers over all rows, before and after baking, with the interval over rows."""
+    return _row("all", before.correct, after.correct, threshold, seed)
+
+
+def strategy_rows(before: Reasoned, after: Reasoned, threshold: float, seed: int) -> list[dict]:
+    """The same for each strategy."""
+    untrained = before.by_strategy()
+    return [_row(name, untrained[name], correct, threshold, seed) for name, correct in after.by_strategy().items()]
+
+
+def _row(name: str, before: np.ndarray, after: np.ndarray, threshold: float, seed: int) -> dict:
+    low, high = evaluate.bootstrap_interval(lambda x: float(x.mean()), after, seed=seed)
+    return {
+        "strategy": name,
+        "rows": len(after),
+        "before": round(float(before.mean()), 3),
+        "after": round(float(after.mean()), 3),
+        "low": round(low, 3),
+        "high": round(high, 3),
+        "verdict": "passed" if after.mean() >= threshold else "failed",
+    }
+
+
+def example_rows(found: Reasoned, n: int) -> list[dict]:
+    """`n` traces as the model wrote them, of as many strategies as there are, wrong ones among them where there are."""
+    names = list(found.by_strategy())
+    chosen = [
+        next(
+            i
+            for i in sorted(range(len(found.rows)), key=lambda i: (bool(found.correct[i]) == (place % 2 == 1), i))
+            if found.rows[i].strategy == name
+        )
+        for place, name in enumerate(names[:n])
+    ]
+    return [
+        {
+            "strategy": found.rows[i].strategy,
+            "question": found.rows[i].prompt.removeprefix("Question: ").removesuffix("\nAnswer:"),
+            "what the model wrote": found.texts[i].strip(),
+            "true answer": found.rows[i].answer,
+            "right": "yes" if found.correct[i] else "no",
+        }
+        for i in chosen
+    ]
+
+
+def publish_baked(run: Run, model: nn.Module, tokenizer, verdicts: list[dict]) -> Artifact:
+    """The baked model folder as an artifact, or the same one published before."""
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+
+    return run.finished() or run.publish("quietstar-baked", write, verdicts)

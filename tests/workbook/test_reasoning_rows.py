@@ -1,0 +1,70 @@
+"""Phase 3's rows: where they come from, that parts never meet, and what the tables say of them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from forgelib.data import DataError, vocabulary, write_rows
+from forgelib.data.traces import procedural_rows
+from forgelib.evaluate.reasoning import Reasoned
+from forgelib.workbook import phase3
+from forgelib.workbook.params import QuietBake
+
+WORDS = vocabulary("forge-12")
+P = QuietBake(profile="smoke", rows=60, watch_rows=20, gate_rows=40, data="procedural")
+
+
+def test_procedural_rows_of_three_parts_that_never_meet():
+    found = phase3.splits(P, WORDS)
+    assert (len(found.train), len(found.watch), len(found.gate)) == (60, 20, 40) and found.skipped == []
+    prompts = [{row.prompt for row in part} for part in (found.train, found.watch, found.gate)]
+    assert not prompts[0] & prompts[1] and not prompts[0] & prompts[2] and not prompts[1] & prompts[2]
+    assert all(len({row.strategy for row in part}) == 10 for part in (found.train, found.watch, found.gate))
+
+
+def test_rows_of_a_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, procedural_rows(400, WORDS, seed=0))
+    with path.open("a") as file:
+        file.write("{broken\n")
+    found = phase3.splits(P.model_copy(update={"reasoning_file": str(path)}), WORDS)
+    assert len(found.train) == 60 and {row.part for row in found.train} == {"train"}
+    assert {row.part for row in found.watch + found.gate} == {"validation"} and len(found.gate) > len(found.watch)
+    assert len(found.skipped) == 1 and "rows.jsonl, line 401: is no JSON" in found.skipped[0]
+
+
+def test_a_file_without_rows_for_validation_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [row for row in procedural_rows(60, WORDS, seed=0) if row.part == "train"]
+    write_rows(path, rows)
+    with pytest.raises(DataError, match=f"no rows are left to watch: {len(rows)} to train on, 0 for validation"):
+        phase3.splits(P.model_copy(update={"reasoning_file": str(path)}), WORDS)
+
+
+def reasoned(correct):
+    rows = procedural_rows(len(correct), WORDS, seed=0)
+    return Reasoned(rows, [" x"] * len(rows), [WORDS.read(" x")] * len(rows), np.array(correct))
+
+
+def test_the_table_has_a_line_a_strategy_with_its_interval():
+    before, after = reasoned([False] * 100), reasoned([i % 20 != 0 for i in range(100)])
+    rows = {row["strategy"]: row for row in phase3.strategy_rows(before, after, 0.765, seed=0)}
+    assert len(rows) == 10 and rows["mece"]["rows"] == 10 and rows["mece"]["before"] == 0.0
+    assert rows["chain_of_thought"]["after"] == 0.5 and rows["chain_of_thought"]["verdict"] == "failed"
+    assert rows["mece"] == {**rows["mece"], "after": 1.0, "low": 1.0, "high": 1.0, "verdict": "passed"}
+    every = phase3.overall_row(before, after, 0.85, seed=0)
+    assert every["after"] == 0.95 and every["low"] < 0.95 < every["high"] and every["verdict"] == "passed"
+
+
+def test_examples_show_right_and_wrong_ones():
+    found = phase3.example_rows(reasoned([i % 40 < 20 for i in range(100)]), 6)
+    assert len({row["strategy"] for row in found}) == 6 and {row["right"] for row in found} == {"yes", "no"}
+    assert phase3.example_rows(replace(reasoned([True] * 30)), 10)[9]["right"] == "yes"
+
+
+def test_the_handoff_shows_every_check(tmp_path):
+    class Artifact:
+        manifest = {"verdicts": [{"gate": "G", "checks": [{"name": "a", "measured": 1.0, "verdict": "failed"}]}]}  # noqa: RUF012
+
+    assert phase3.handoff_rows(Artifact()) == [{"gate": "G", "check": "a", "measured": 1.0, "verdict": "failed"}]
