@@ -10,7 +10,7 @@ traces that are true line by line.
 | orthogonal_wisdom | chain_sum, additions | forwards, then backwards: two ways, one result |
 | self_doubt | chain_sum | each step checked by its inverse; half of the rows hold a slip that the check finds |
 | bayesian | two kinds of bags, our own | Bayes' rule in natural frequencies |
-| multidomain | leg_counting and the calendar | a fact of each domain, then their sum |
+| multidomain | leg_counting and a thing of another domain | a fact of each domain, then their sum |
 | self_correction | chain_sum | half of the rows hold a real slip and its repair |
 | uncertainty | who is taller, our own | every order that fits; "unknown" where they disagree |
 
@@ -31,8 +31,16 @@ from forgelib.data.trace_checks import flaw
 
 #: Problems asked of reasoning-gym at once, and chunks in a row without a new prompt after which a strategy is exhausted.
 _CHUNK, _PATIENCE = 500, 6
-_ANIMALS = ("ant", "bee", "chicken", "cow", "crab", "dog", "duck", "spider")
-_MORE_ANIMALS = (*_ANIMALS, *("beetle", "cat", "cricket", "elephant", "horse", "lion", "lobster", "scorpion", "snake"))
+_ANIMALS = ("ant", "bee", "beetle", "cat", "chicken", "cow", "dog", "duck", "horse", "lion", "spider", "wasp")
+_MORE_ANIMALS = (*_ANIMALS, "crab", "cricket", "elephant", "lobster", "scorpion", "snake")
+#: Things of other domains: what is counted, and how many each has.
+_THINGS = {
+    "week": ("days", 7),
+    "hand": ("fingers", 5),
+    "triangle": ("sides", 3),
+    "square": ("corners", 4),
+    "cube": ("faces", 6),
+}
 _NAMES = ("Ana", "Ben", "Dan", "Eva", "Ian", "Kim", "Lea", "Leo", "Max", "Mia", "Tom", "Zoe")
 _COLOURS = ("red", "blue", "green", "white")
 #: kind of a step: a strategy, or "step"
@@ -158,8 +166,7 @@ def _legs(seed: int, level: int, animals: tuple[int, int]) -> Iterator[tuple[dic
     """How many of each animal, the legs of one, and all legs; well-known animals only."""
     from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
-    known = _ANIMALS if level == 1 else _MORE_ANIMALS
-    most = {1: 3, 2: 6, 3: 12}[level]
+    known, most = _ANIMALS if level == 1 else _MORE_ANIMALS, {1: 2, 2: 6, 3: 12}[level]
     limits = {"min_animals": animals[0], "max_animals": animals[1], "min_instances": 1, "max_instances": most}
     for problem in _problems("leg_counting", seed, **limits):
         group = problem["metadata"]["animals"]
@@ -253,7 +260,7 @@ def self_doubt(seed: int, level: int) -> Iterator[Problem]:
 
 def bayesian(seed: int, level: int) -> Iterator[Problem]:
     """Bags of two kinds, as many balls in each; natural frequencies (Gigerenzer & Hoffrage 1995)."""
-    dice, (bags, balls) = random.Random(seed), {1: (3, 5), 2: (5, 7), 3: (9, 9)}[level]
+    dice, (bags, balls) = random.Random(seed), {1: (3, 4), 2: (5, 7), 3: (9, 9)}[level]
     for _ in range(_CHUNK):
         of_a, of_b = dice.randint(1, bags), dice.randint(1, bags)
         in_a, in_b, colour = dice.randint(1, balls - 1), dice.randint(1, balls - 1), dice.choice(_COLOURS)
@@ -278,15 +285,15 @@ def multidomain(seed: int, level: int) -> Iterator[Problem]:
     dice, most = random.Random(seed), {1: 2, 2: 4, 3: 9}[level]
     for group, legs, total in _legs(seed, level, (1, 1)):
         ((animal, number),) = group.items()
-        weeks = dice.randint(1, most)
+        (thing, (parts, each)), times = dice.choice(list(_THINGS.items())), dice.randint(1, most)
         steps = [
             ("multidomain", f"{animal}: {number} * {legs[animal]} = {total}"),
-            ("multidomain", f"week: {weeks} * 7 = {7 * weeks}"),
-            ("step", f"{total} + {7 * weeks} = {int(total) + 7 * weeks}"),
+            ("multidomain", f"{thing}: {times} * {each} = {times * each}"),
+            ("step", f"{total} + {times * each} = {int(total) + times * each}"),
         ]
-        asked = f"{_counted(number, animal)}, and the days of {_counted(weeks, 'week')}"
-        question = f"{dice.choice(_NAMES)} adds the legs of {asked}. How many? Use each domain."
-        yield Problem(question, steps, str(int(total) + 7 * weeks), "animals and calendar")
+        asked = f"the legs of {_counted(number, animal)} and the {parts} of {_counted(times, thing)}"
+        question = f"How many are {asked}? Use each domain."
+        yield Problem(question, steps, str(int(total) + times * each), "animals and things")
 
 
 def self_correction(seed: int, level: int) -> Iterator[Problem]:
