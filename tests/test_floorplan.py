@@ -31,7 +31,7 @@ JOINING = {
     "data": {"prepare"},
     "models": {"cognate"},
     "merge": {"recipe", "check"},
-    "evaluate": {"fitness"},
+    "evaluate": {"fitness", "prompt_effect"},
     "phases": {"cognate", *EVOMERGE},
     "workbook": {"runner"},
 }
