@@ -10,14 +10,18 @@
 
 The student is a LoRA adapter (peft) on the model, the teacher the same weights with the adapter switched off: one copy
 of the model in memory. Everything stays in evaluation mode except the adapter's own dropout, so the student learns to
-be the model as it will be used. Pursuit: `teacher="current"`, the weights of the moment with the prompt, no gradient.
+be the model as it will be used.
+
+Prompt pursuit bakes the prompt again and again: every `refresh_teacher_every` steps the teacher becomes the student of
+that moment, with the prompt and without gradient. 1 is the paper's limit. AdamW then follows its own noise, which no
+longer meets a fixed target: it wants a far lower rate than rounds of some thirty steps.
 """
 
 import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -51,7 +55,7 @@ class PromptBakingConfig:
     max_new_tokens: where a sampled continuation ends if the model does not end it.
     rank, alpha, dropout: of LoRA; the adapter is scaled by alpha / rank.
     learning_rate: AdamW's; it rises over warmup_share of the steps, then falls linearly to zero.
-    teacher: "frozen", the model before baking; "current", the weights of each step (prompt pursuit).
+    refresh_teacher_every: steps of a round of prompt pursuit; None keeps the model as it came for the teacher.
     stop_at_share: half-baking; stop once the held-out KL, looked at every evaluate_every steps, fell by this share.
     """
 
@@ -65,22 +69,23 @@ class PromptBakingConfig:
     learning_rate: float = 1e-3
     warmup_share: float = 0.05
     max_grad_norm: float = 1.0
-    teacher: str = "frozen"
+    refresh_teacher_every: int | None = None
     stop_at_share: float | None = None
     evaluate_every: int = 10
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "max_new_tokens", "rank", "evaluate_every"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"PromptBakingConfig.{name} = {getattr(self, name)!r}: must be a whole number above 0")
+        for name in ("steps", "batch_size", "max_new_tokens", "rank", "evaluate_every", "refresh_teacher_every"):
+            value = getattr(self, name)
+            if value is None and name == "refresh_teacher_every":
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"PromptBakingConfig.{name} = {value!r}: must be a whole number above 0")
         for name in ("alpha", "learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"PromptBakingConfig.{name} = {getattr(self, name)!r}: must be above 0 and finite")
         for name in ("dropout", "warmup_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"PromptBakingConfig.{name} = {getattr(self, name)!r}: must be at least 0 and below 1")
-        if self.teacher not in ("frozen", "current"):
-            raise ValueError(f"PromptBakingConfig.teacher = {self.teacher!r}: must be 'frozen' or 'current'")
         if self.stop_at_share is not None and not 0 < self.stop_at_share < 1:
             raise ValueError(f"PromptBakingConfig.stop_at_share = {self.stop_at_share!r}: must be between 0 and 1")
 
@@ -100,7 +105,7 @@ class BakingStopped(RuntimeError):
 
 
 class _Adapter:
-    """The trained matrices as a part of a resumable run."""
+    """Matrices of an adapter, the student's or the teacher's, as a part of a resumable run."""
 
     def __init__(self, weights: dict[str, Tensor]):
         self.weights = weights
@@ -154,6 +159,7 @@ class PromptBaker:
         if config.stop_at_share is not None and heldout is None:
             raise ValueError("stop_at_share needs heldout questions: it is their KL that is watched")
         self.questions, self.config, self.heldout = questions, config, heldout
+        self._teacher: dict[str, Tensor] = {}
         self._check_lengths(model, questions, *([heldout] if heldout else []))
         model.eval()
         self.device = next(model.parameters()).device
@@ -209,7 +215,10 @@ class PromptBaker:
         monitor = LossMonitor(floor=0.1 * config.max_new_tokens)
         base = {name: p for name, p in self.model.named_parameters() if name not in weights}
         origin = _Origin(base, self.questions, self.heldout, config)
-        parts = {"adapter": _Adapter(weights), "optimizer": optimizer, "monitor": monitor, "origin": origin}
+        if config.refresh_teacher_every is not None:
+            self._teacher = {name: weight.detach().clone() for name, weight in weights.items()}
+        parts = {"adapter": _Adapter(weights), "teacher": _Adapter(self._teacher), "optimizer": optimizer}
+        parts |= {"monitor": monitor, "origin": origin}
         loop = ResumableLoop(parts, config.steps, checkpointer, control)
         with loop:
             texts, before = self._watched()
@@ -256,7 +265,7 @@ class PromptBaker:
         prompted = [self.questions.prompted[i] for i in rows]
         bare = [self.questions.bare[i] for i in rows]
         model = self.model.get_base_model()
-        with torch.no_grad(), self.model.disable_adapter() if config.teacher == "frozen" else nullcontext():
+        with torch.no_grad(), self._teaching(step):
             seed = stream(config.seed, "continuations", step)
             texts = sample_continuations(model, prompted, max_new_tokens=config.max_new_tokens, seed=seed)
             teacher = read_continuations(model, prompted, texts)
@@ -281,6 +290,23 @@ class PromptBaker:
             "tokens": tokens,
             "tokens_per_second": tokens / (time.perf_counter() - started),
         }
+
+    @contextmanager
+    def _teaching(self, step: int):
+        """The teacher's weights in the model: none of the adapter, or the adapter as the round began."""
+        every, student = self.config.refresh_teacher_every, self.trainable()
+        if every is None:
+            with self.model.disable_adapter():
+                yield
+            return
+        mine = {name: weight.detach().clone() for name, weight in student.items()}
+        if step % every == 0:
+            self._teacher |= mine
+        _Adapter(student).load_state_dict(self._teacher)
+        try:
+            yield
+        finally:
+            _Adapter(student).load_state_dict(mine)
 
     @contextmanager
     def _dropout(self, step: int):

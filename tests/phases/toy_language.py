@@ -1,4 +1,4 @@
-"""A toy language in which a prompt in front of a question changes how the answer goes on, and a tiny Llama that knows it.
+"""A toy language in which a prompt in front of a question changes the answer, and a tiny Llama that knows it.
 
     [s t | t s | nothing] [v | nothing] letter letter ? answer
 
@@ -57,7 +57,7 @@ def batch(n: int, generator: np.random.Generator) -> tuple[torch.Tensor, torch.T
     return ids, labels
 
 
-def speaker(steps: int = 400) -> LlamaForCausalLM:
+def speaker(steps: int = 250) -> LlamaForCausalLM:
     """A Llama of about 30,000 weights that has learnt the language, in evaluation mode."""
     torch.manual_seed(0)
     config = LlamaConfig(
