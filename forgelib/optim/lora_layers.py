@@ -9,8 +9,9 @@ def adapted_layers(model: nn.Module, input_ids: Tensor) -> list[str]:
     """Names of the layers that get an adapter: every nn.Linear (and GPT-2's Conv1D) except head and embedding.
 
     A layer that ran on `input_ids` [1, T] without any way to the logits is left out: nothing could train it, as the
-    halting probe of a Cognate model, whose output only decides. Each output is scaled by its own 1 to see that, so
-    the look costs one pass and no gradient of a weight. Raises ValueError where no layer is left.
+    halting probe of a Cognate model, whose output only decides; one that did not run, as an idle expert, stays. Each
+    output is scaled by its own 1 to see that, so the look costs one pass and no gradient of a weight.
+    Raises ValueError where there is no such layer.
     """
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
     taken = {id(p) for end in ends for p in end.parameters()}

@@ -178,6 +178,7 @@ class PromptBaker:
         with seeded(stream(config.seed, "adapter"), self.device):
             self.model = get_peft_model(model, lora)
         self.model.eval()
+        self._first = {name: weight.detach().clone() for name, weight in self.trainable().items()}
 
     def _check_lengths(self, model: nn.Module, *asked: PromptedQuestions) -> None:
         limit = getattr(model.config, "max_position_embeddings", None)
@@ -202,8 +203,9 @@ class PromptBaker:
             return read_continuations(self.model.get_base_model(), contexts, continuations)
 
     def bake(self, checkpointer: Checkpointer, control: Control | None = None) -> Iterator[dict]:
-        """Train the adapter; a record a step, resumable at any of them.
+        """Train the adapter with AdamW (MuonGrokfast's QK-Clip would scale the frozen W_q and W_k, which teach).
 
+        A record a step, resumable at any of them; without a checkpoint it starts from the adapter as it was made.
         Yields step, kl (nats per continuation of the batch), grad_norm (before clipping), learning_rate, tokens (of the
         continuations) and tokens_per_second; every `evaluate_every` steps and at the last also heldout_kl and
         share_removed of it. Half-baking ends with the record whose share_removed reached `stop_at_share`.
@@ -211,14 +213,15 @@ class PromptBaker:
         `control` asked for it.
         """
         config, weights = self.config, self.trainable()
+        _Adapter(weights).load_state_dict(self._first)
         optimizer = torch.optim.AdamW(weights.values(), lr=config.learning_rate, weight_decay=0.0)
         monitor = LossMonitor(floor=0.1 * config.max_new_tokens)
         base = {name: p for name, p in self.model.named_parameters() if name not in weights}
         origin = _Origin(base, self.questions, self.heldout, config)
         if config.refresh_teacher_every is not None:
             self._teacher = {name: weight.detach().clone() for name, weight in weights.items()}
-        parts = {"adapter": _Adapter(weights), "teacher": _Adapter(self._teacher), "optimizer": optimizer}
-        parts |= {"monitor": monitor, "origin": origin}
+        parts = {"origin": origin, "adapter": _Adapter(weights), "teacher": _Adapter(self._teacher)}
+        parts |= {"optimizer": optimizer, "monitor": monitor}
         loop = ResumableLoop(parts, config.steps, checkpointer, control)
         with loop:
             texts, before = self._watched()
@@ -269,6 +272,7 @@ class PromptBaker:
             seed = stream(config.seed, "continuations", step)
             texts = sample_continuations(model, prompted, max_new_tokens=config.max_new_tokens, seed=seed)
             teacher = read_continuations(model, prompted, texts)
+        optimizer.zero_grad()
         with self._dropout(step):
             kl = kl_per_continuation(teacher, self.bare(bare, texts)).mean()
             (kl / config.max_new_tokens).backward()  # a constant scale, so that the clipping norm suits any length
@@ -280,7 +284,6 @@ class PromptBaker:
         for group in optimizer.param_groups:
             group["lr"] = config.rate_at(step)
         optimizer.step()
-        optimizer.zero_grad()
         tokens = int(teacher.real.sum())
         return {
             "step": step,
@@ -332,7 +335,7 @@ class PromptBaker:
         return prompt_effect(self.frozen, self.frozen, self.bare, questions, texts, seed)
 
     def merge(self) -> nn.Module:
-        """The model with the adapter added into its weights; the baker is done."""
+        """The model with the adapter added into its weights, rounded to their type; the baker is done."""
         return self._freed(self.model.merge_and_unload())
 
     def unload(self) -> nn.Module:
@@ -371,7 +374,11 @@ def _sample(
 
 
 def bake_in_turn(
-    model: nn.Module, prompts: Sequence[PromptedQuestions], config: PromptBakingConfig, folder: Path | str
+    model: nn.Module,
+    prompts: Sequence[PromptedQuestions],
+    config: PromptBakingConfig,
+    folder: Path | str,
+    control: Control | None = None,
 ) -> Iterator[dict]:
     """Sequential baking: each prompt into the weights that hold the ones before it; `model` ends with all of them.
 
@@ -380,6 +387,7 @@ def bake_in_turn(
     """
     for number, questions in enumerate(prompts):
         baker = PromptBaker(model, questions, replace(config, seed=stream(config.seed, "prompt", number)))
-        for record in baker.bake(Checkpointer(Path(folder) / f"prompt-{number}", every_steps=config.evaluate_every)):
+        checkpointer = Checkpointer(Path(folder) / f"prompt-{number}", every_steps=config.evaluate_every)
+        for record in baker.bake(checkpointer, control):
             yield {"prompt": number, **record}
         model = baker.merge()
