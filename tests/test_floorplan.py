@@ -31,7 +31,7 @@ JOINING = {
     "data": {"prepare", "traces"},
     "models": {"cognate"},
     "merge": {"recipe", "check"},
-    "evaluate": {"fitness", "reasoning"},
+    "evaluate": {"fitness", "prompt_effect", "reasoning"},
     "phases": {"cognate", *EVOMERGE},
     "workbook": {"runner"},
 }

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from forgelib.core.rng import rng_state, seed_everything, set_rng_state, stream
+from forgelib.core.rng import rng_state, seed_everything, seeded, set_rng_state, stream
 from forgelib.core.state import flatten, same_bits, storable, unflatten
 
 
@@ -81,3 +81,14 @@ def test_the_state_goes_through_files_and_back(tmp_path):
         set_rng_state(read)
         assert same_bits(rng_state(), state)
         assert (draws(), draws()) == expected
+
+
+def test_inside_a_seed_draws_are_its_own_and_outside_nothing_was_drawn():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with seeded(8, torch.device("cpu")):
+        inside = torch.rand(4)
+    assert torch.equal(torch.rand(4), expected)
+    with seeded(8, torch.device("cpu")):
+        assert torch.equal(torch.rand(4), inside)
