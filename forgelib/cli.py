@@ -79,6 +79,29 @@ def evo(
 
 
 @app.command()
+def rows(
+    out: Annotated[Path, typer.Option(help="folder of rows.jsonl; continued if it is there")],
+    maker: Annotated[str, typer.Option(help="procedural, openrouter or local")] = "procedural",
+    n: Annotated[int, typer.Option("--rows", min=1, help="rows in all")] = 5000,
+    vocabulary: Annotated[str, typer.Option(help="forge-12, forge-8 or startofthought")] = "forge-12",
+    difficulty: Annotated[int, typer.Option(min=1, max=3, help="hardest of the procedural problems")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="root of every random stream")] = 0,
+    model: Annotated[Path | None, typer.Option(help="folder of the model that writes, for --maker local")] = None,
+    cost_limit: Annotated[float, typer.Option(help="dollars that --maker openrouter may spend in all")] = 200.0,
+) -> None:
+    """Make reasoning rows: checked ones, or written by large models (key: OPENROUTER_API_KEY) or by a local one."""
+    from forgelib.data import DataError
+    from forgelib.workbook.row_making import Asked, make_rows
+
+    try:
+        typer.echo(
+            f"rows  {make_rows(Asked(out, maker, n, vocabulary, difficulty, seed, model, cost_limit), typer.echo)}"
+        )
+    except (DataError, ValueError) as error:
+        raise ParameterError(str(error)) from None
+
+
+@app.command()
 def runs() -> None:
     """List the run folders, the latest first: last step, age of its journal, name."""
     for folder in sorted(_run_folders(), key=_last_sign, reverse=True):

@@ -1,0 +1,80 @@
+"""`forge rows`: a file of reasoning rows by one of three makers, for 30_quietstar_bake's `reasoning_file`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from forgelib.data import Vocabulary, vocabulary, write_rows
+from forgelib.data.local_teacher import LocalTeacherConfig, write_with_local_model
+from forgelib.data.openrouter import MODELS, OpenRouterConfig, write_with_openrouter
+from forgelib.data.traces import procedural_rows
+from forgelib.workbook.params import ParameterError
+
+ROWS = "rows.jsonl"
+MAKERS = ("procedural", "openrouter", "local")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asked for. rows: in all, over strategies (and models); cost_limit: dollars."""
+
+    out: Path
+    maker: str
+    rows: int
+    vocabulary: str
+    difficulty: int
+    seed: int
+    model: Path | None
+    cost_limit: float
+
+
+def make_rows(asked: Asked, say: Callable[[str], object]) -> Path:
+    """The file of the rows, continued where its maker was interrupted; `say` is told of every request or batch.
+
+    Raises ParameterError for an unknown maker or a missing model, and DataError as the makers do.
+    """
+    if asked.maker not in MAKERS:
+        raise ParameterError(f"--maker {asked.maker}: must be one of {', '.join(MAKERS)}")
+    if (asked.maker == "local") != (asked.model is not None):
+        raise ParameterError("--model names the folder of the model that writes: give it with --maker local, only then")
+    words = vocabulary(asked.vocabulary)
+    {"procedural": _procedural, "openrouter": _by_openrouter, "local": _by_local_model}[asked.maker](asked, words, say)
+    return asked.out / ROWS
+
+
+def _procedural(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> None:
+    levels = range(1, asked.difficulty + 1)
+    rows = procedural_rows(asked.rows, words, seed=asked.seed, strategies=tuple(words.tag_of), difficulties=levels)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    write_rows(asked.out / ROWS, rows)
+    say(f"{len(rows)} rows, every line checked")
+
+
+def _by_openrouter(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> None:
+    strategies = tuple(words.tag_of)
+    each = -(-asked.rows // (len(MODELS) * len(strategies)))
+    config = OpenRouterConfig(
+        strategies=strategies, rows_per_pair=each, rows_per_request=min(100, each), cost_limit=asked.cost_limit
+    )
+    for record in write_with_openrouter(config, words, asked.out):
+        if record.stopped:
+            say(record.stopped)
+            continue
+        lost = "; ".join(f"{count} x {why}" for why, count in {**record.rejected, **record.faults}.items())
+        say(
+            f"{record.model} {record.strategy}: {record.accepted} of {record.asked} rows, ${record.dollars:.4f}, "
+            f"{record.rows} rows and ${record.dollars_spent:.2f} in all" + (f" ({lost})" if lost else "")
+        )
+
+
+def _by_local_model(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> None:
+    strategies = tuple(words.tag_of)
+    config = LocalTeacherConfig(
+        asked.model, strategies, rows_per_strategy=-(-asked.rows // len(strategies)), seed=asked.seed
+    )
+    for record in write_with_local_model(config, words, asked.out):
+        lost = "; ".join(f"{count} x {why}" for why, count in record.rejected.items())
+        say(
+            f"batch {record.batch}: {record.accepted} of {sum(record.strategies.values())} rows, {record.rows} in all"
+            + (f" ({lost})" if lost else "")
+        )
