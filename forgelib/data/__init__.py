@@ -13,8 +13,11 @@ from forgelib.data.thinking import STRATEGIES, Thought, Vocabulary, vocabulary
 _HOMES = {
     "asking": ("STRATEGY_TEXTS", "example_steps", "json_request", "read_objects"),
     "catalogue": ("CATALOGUE",),
+    "chat": ("Chat", "Outcome"),
     "cursor": ("BatchCursor",),
+    "metering": ("Budget", "Pace"),
     "mixes": ("CURRICULUM", "SPECIALISTS", "TRUNK_MIX", "Specialist", "Stage", "stage_weights"),
+    "openrouter": ("OpenRouterConfig", "OpenRouterError", "OpenRouterRecord", "PricedModel", "write_with_openrouter"),
     "packing": ("encode_examples", "pack"),
     "reasoning": ("ReasoningRow", "read_rows", "to_row", "write_rows"),
     "recall": ("RecallBatch", "recall_batch"),
