@@ -15,6 +15,7 @@ _HOMES = {
     "catalogue": ("CATALOGUE",),
     "chat": ("Chat", "Outcome"),
     "cursor": ("BatchCursor",),
+    "local_teacher": ("LocalTeacherConfig", "LocalTeacherRecord", "Question", "write_with_local_model"),
     "metering": ("Budget", "Pace"),
     "mixes": ("CURRICULUM", "SPECIALISTS", "TRUNK_MIX", "Specialist", "Stage", "stage_weights"),
     "openrouter": ("OpenRouterConfig", "OpenRouterError", "OpenRouterRecord", "PricedModel", "write_with_openrouter"),

@@ -205,19 +205,19 @@ class RowStore:
 
 def statistics(folder: Path) -> list[dict]:
     """What the journal of a folder says for each maker and strategy, totals over all sessions: requests, asked,
-    accepted, rejected and faults (reason -> count), tokens_in, tokens_out, dollars."""
+    accepted, rejected and faults (reason -> count), tokens_in, tokens_out, dollars. A local teacher's request is its
+    part of a batch."""
     table: dict[tuple[str, str], dict] = {}
     for _, event in _whole_lines(Path(folder) / JOURNAL, mend=False):
-        if event["event"] != "finished":
-            continue
-        key = (event["source"], event["strategy"])
-        row = table.setdefault(key, defaultdict(int, rejected=Counter(), faults=Counter()))
-        row["requests"] += 1
-        for name in ("asked", "accepted", "tokens_in", "tokens_out", "dollars"):
-            row[name] += event.get(name, 0)
-        row["rejected"].update(event.get("rejected", {}))
-        row["faults"].update(event.get("faults", {}))
-    return [{"source": key[0], "strategy": key[1], **row} for key, row in table.items()]
+        one = {event["strategy"]: event} if event["event"] == "finished" else {}
+        for strategy, facts in (event["strategies"] if event["event"] == "batch" else one).items():
+            row = table.setdefault((event["source"], strategy), defaultdict(int, rejected=Counter(), faults=Counter()))
+            row["requests"] += 1
+            for name in ("asked", "accepted", "tokens_in", "tokens_out", "dollars"):
+                row[name] += facts.get(name, 0)
+            for name in ("rejected", "faults"):
+                row[name].update(facts.get(name, {}))
+    return [{"source": source, "strategy": strategy, **row} for (source, strategy), row in table.items()]
 
 
 def _same(prompt: str) -> str:
