@@ -217,15 +217,14 @@ class _Maker:
 
     async def next_record(self) -> OpenRouterRecord | None:
         """The next finished request, None after the last."""
+        self._start_jobs()
         while not self.ready:
-            self._start_jobs()
             if not self.tasks and self.broken:
                 raise OpenRouterError(self.broken)
             if not self.tasks:
                 return self._closing()
-            done, self.tasks = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()  # raises what no answer explains: a full disk, say
+            await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
+            self._start_jobs()
         return self.ready.popleft()
 
     async def leave(self) -> None:
@@ -242,6 +241,9 @@ class _Maker:
 
     def _start_jobs(self) -> None:
         self.stopped = ""
+        for task in [task for task in self.tasks if task.done()]:
+            self.tasks.discard(task)
+            task.result()  # raises what no answer explains: a full disk, say
         while len(self.tasks) < self.config.concurrency and not self._ending and (job := self._next_job()):
             if not self.budget.reserve(job.bound):
                 self.stopped = (

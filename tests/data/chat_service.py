@@ -12,12 +12,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Reply:
-    """status, headers, body; delay: seconds before the answer; promised: a Content-Length that is not kept."""
+    """status, headers, body; delay: seconds before the answer; drip: seconds between its bytes; promised: a
+    Content-Length that is not kept."""
 
     body: str
     status: int = 200
     headers: dict = field(default_factory=dict)
     delay: float = 0.0
+    drip: float = 0.0
     promised: int | None = None
 
 
@@ -93,7 +95,10 @@ def _handler(script: Callable[[Asked], Reply], service: Service) -> type[BaseHTT
                 for name, value in {"Content-Length": length, **reply.headers}.items():
                     self.send_header(name, str(value))
                 self.end_headers()
-                self.wfile.write(data)
+                for at in range(len(data) if reply.drip else 0):
+                    self.wfile.write(data[at : at + 1])
+                    time.sleep(reply.drip)
+                self.wfile.write(b"" if reply.drip else data)
             except OSError:
                 self.close_connection = True
             self.close_connection |= reply.promised is not None

@@ -50,7 +50,8 @@ class Scripted:
     def generate(self, input_ids, attention_mask, max_new_tokens, **sampling):
         written = []
         for ids, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
-            assert sum(mask) == len(ids) - mask.index(1), "the padding stands on the left"
+            padding = mask.index(1)
+            assert ids[:padding] == [0] * padding and all(ids[padding:]) and all(mask[padding:]), "padding on the left"
             self.texts.append("".join(chr(one) for one, seen in zip(ids, mask, strict=True) if seen))
             dice = int(torch.randint(1000, ()))
             written.append([*map(ord, self.script(self.texts[-1], len(self.texts), dice)), 0, ord("x")])
@@ -232,6 +233,9 @@ def test_giving_up_counts_over_a_stop_but_a_new_start_begins_anew(tmp_path):
     with pytest.raises(DataError, match="wrote 20 texts"):
         write(tmp_path, bad)
     assert len(bad.texts) == 20, "as many as without the stop"
+    with pytest.raises(DataError, match="wrote 20 texts"):
+        write(tmp_path, bad)
+    assert len(bad.texts) == 40
     assert write(tmp_path, Scripted(good))[-1].rows == 15, "after giving up a better teacher may go on"
 
 

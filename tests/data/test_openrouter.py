@@ -1,6 +1,7 @@
 """Rows through a chat endpoint, against a real server on loopback: whatever it does, no good row is lost or doubled,
 the money holds, the pace holds, and the key is seen by the server alone."""
 
+import asyncio
 import json
 import logging
 import os
@@ -103,12 +104,13 @@ LATE = {"status": 429, "headers": {"Retry-After": "0.3"}}
         (Reply("oops", status=503), "503", 0.0),
         (Reply("gateway", status=504), "504", 1.0),
         (lambda asked: replace(good(asked), delay=0.6), "timeout", 1.0),
+        (lambda asked: replace(good(asked), drip=0.05), "timeout", 1.0),
         (lambda asked: replace(good(asked), promised=100_000), "connection", 1.0),
         (Reply("", promised=10), "connection", 1.0),
         (Reply('{"error": {"message": "upstream", "code": 502}, "usage": {"cost": 0.25}}'), "502", 0.25),
         (Reply('{"choices": [{"error": {"message": "upstream", "code": 502}}]}'), "502", 1.0),
     ],
-    ids=["429", "500", "503", "504", "slow", "truncated", "closed", "error-in-200", "error-in-choice"],
+    ids=["429", "500", "503", "504", "slow", "dripping", "truncated", "closed", "error-in-200", "error-in-choice"],
 )
 def test_a_passing_fault_is_tried_again_and_counted(tmp_path, reply, fault, dollars):
     with serving(first(reply)) as service:
@@ -143,7 +145,8 @@ def test_bad_rows_are_counted_with_their_reason_and_asked_for_again(tmp_path, sp
     assert len(prompts(tmp_path)) == 20 == len(set(prompts(tmp_path)))
     told = sum((Counter(record.rejected) for record in records), Counter())
     assert told.total() == sum(reasons.values()) and all(any(part in one for one in told) for part in reasons)
-    again = 20 - sum(record.accepted for record in records[:2])
+    (spoiled,) = [record for record in records if record.rejected]
+    again = 10 - spoiled.accepted
     assert [asked.count for asked in service.asked[2:]] == [again] * (again > 0)
     assert statistics(tmp_path)[0]["rejected"] == told
 
@@ -229,21 +232,59 @@ def test_no_window_holds_more_requests_than_the_limit(tmp_path):
     assert all(later - earlier > 0.29 for earlier, later in zip(times, times[4:], strict=False))
 
 
+def test_a_server_that_wants_quiet_has_it_from_all(tmp_path):
+    quiet = Reply("busy", status=429, headers={"Retry-After": "0.5"})
+    script = lambda asked: replace(quiet if asked.number == 0 else good(asked), delay=0.1 * asked.number)  # noqa: E731
+    with serving(script) as service:
+        write(service, tmp_path, rows_per_pair=40, timeout_seconds=5.0)
+    assert service.asked[1].at - service.asked[0].at < 0.4 < 0.5 <= service.asked[2].at - service.asked[0].at
+
+
+def test_it_runs_where_a_loop_is_running_already(tmp_path):
+    """As in a notebook."""
+
+    async def notebook(service):
+        return write(service, tmp_path)
+
+    with serving(good) as service:
+        assert asyncio.run(notebook(service))[-1].rows == 20
+
+
+def test_rows_are_on_disk_before_their_cost_and_the_bound_before_the_request(tmp_path, monkeypatch):
+    seen = []
+
+    def fsync(number):
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{number}"))
+        seen.append((name, (tmp_path / name).read_text().splitlines()[-1]))
+
+    monkeypatch.setattr("forgelib.data.row_store.os.fsync", fsync)
+    with serving(lambda asked: seen.append(("server", "")) or good(asked)) as service:
+        write(service, tmp_path, rows_per_pair=10)
+    events = [json.loads(line)["event"] if name == "journal.jsonl" else name for name, line in seen]
+    assert events == ["maker", "sent", "server", "rows.jsonl", "settled", "finished"]
+
+
 def test_requests_begin_only_while_records_are_taken_and_a_later_start_asks_for_the_rest(tmp_path):
-    with serving(lambda asked: replace(good(asked), delay=0.05)) as service:
-        config = replace(CONFIG, base_url=service.url, rows_per_pair=100)
+    with serving(lambda asked: replace(good(asked), delay=0.2)) as service:
+        config = replace(CONFIG, base_url=service.url, rows_per_pair=120)
         records = write_with_openrouter(config, WORDS, tmp_path)
         next(records)
-        time.sleep(0.3)
-        assert len(service.asked) <= 4
+        time.sleep(0.1)
+        begun = len(service.asked)
+        time.sleep(0.4)
+        assert len(service.asked) == begun <= 4, "nobody took a second record"
+        next(records)
+        time.sleep(0.05)
+        under_way = 10 * len(service.asked) - len(prompts(tmp_path))
         records.close()
         kept = prompts(tmp_path)
+        assert under_way > 0, "the test is about requests under way"
         assert len(kept) == 10 * len(service.asked), "what was under way is paid for, so it is waited for and kept"
         before = len(service.asked)
         rest = list(write_with_openrouter(config, WORDS, tmp_path))
-    assert sum(asked.count for asked in service.asked[before:]) == 100 - len(kept) == sum(one.accepted for one in rest)
-    assert prompts(tmp_path)[: len(kept)] == kept and len(set(prompts(tmp_path))) == 100
-    assert rest[-1].requests == 10 and rest[-1].dollars_spent == pytest.approx(10 * 0.05)
+    assert sum(asked.count for asked in service.asked[before:]) == 120 - len(kept) == sum(one.accepted for one in rest)
+    assert prompts(tmp_path)[: len(kept)] == kept and len(set(prompts(tmp_path))) == 120
+    assert rest[-1].requests == 12 and rest[-1].dollars_spent == pytest.approx(12 * 0.05)
 
 
 CHILD = """

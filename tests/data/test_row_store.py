@@ -119,6 +119,7 @@ TEXT = json.dumps(ROWS)
         (TEXT[:-30], [0, 1, 2], ["cut off in the middle"]),
         (json.dumps({"rows": ROWS})[:-30], [0, 1, 2], ["cut off in the middle"]),
         (TEXT.replace('"prompt": "1", ', '"prompt": 1", '), [0, 2, 3], ["malformed JSON"]),
+        (TEXT.replace('[["<step>", ', '[{"tag": 1}, {"tag": 2}, x', 1), [1, 2, 3], ["malformed JSON"]),
         (TEXT.replace('"prompt": "3", ', "'prompt': 3, "), [0, 1, 2], ["malformed JSON"]),
         ("I cannot do that.", [], ["no JSON object"]),
         ("[]", [], ["no JSON object"]),
