@@ -11,12 +11,18 @@ from forgelib.data.schema import CATEGORIES, DataError, DatasetSpec, Example, Fi
 from forgelib.data.thinking import STRATEGIES, Thought, Vocabulary, vocabulary
 
 _HOMES = {
+    "asking": ("STRATEGY_TEXTS", "example_steps", "json_request", "read_objects"),
     "catalogue": ("CATALOGUE",),
+    "chat": ("Chat", "Outcome"),
     "cursor": ("BatchCursor",),
+    "local_teacher": ("LocalTeacherConfig", "LocalTeacherRecord", "Question", "write_with_local_model"),
+    "metering": ("Budget", "Pace"),
     "mixes": ("CURRICULUM", "SPECIALISTS", "TRUNK_MIX", "Specialist", "Stage", "stage_weights"),
+    "openrouter": ("OpenRouterConfig", "OpenRouterError", "OpenRouterRecord", "PricedModel", "write_with_openrouter"),
     "packing": ("encode_examples", "pack"),
     "reasoning": ("ReasoningRow", "read_rows", "to_row", "write_rows"),
     "recall": ("RecallBatch", "recall_batch"),
+    "row_store": ("RowStore", "check_strategies", "statistics", "written_row"),
     "sources": ("Hub", "Rows", "split_plan"),
     "tokenizer": ("load_or_train_tokenizer",),
 }
