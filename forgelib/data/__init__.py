@@ -1,6 +1,6 @@
 """The data room: 16 datasets, their real rows or procedural twins, the mixes, the tokenizer and the packed pools.
 
-The room's shared words stand in `schema` and `thinking` and are read from here; `forgelib.data.prepare` joins the other files.
+The room's shared words stand in `schema` and `thinking` and are read from here; `prepare` joins the other files.
 Importing this module costs nothing: torch, transformers, datasets and reasoning-gym are imported by the function that
 first needs them.
 """
@@ -28,12 +28,21 @@ _HOMES = {
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-_SHARED = (
-    *("CATEGORIES", "DataError", "DatasetSpec", "Example", "FieldTypes", "Row", "RowError", "check_fields"),
-    *("STRATEGIES", "Thought", "Vocabulary", "vocabulary"),
-)
-
-__all__ = [*_SHARED, *sorted(_HOME_OF)]
+__all__ = [
+    "CATEGORIES",
+    "DataError",
+    "DatasetSpec",
+    "Example",
+    "FieldTypes",
+    "Row",
+    "RowError",
+    "STRATEGIES",
+    "Thought",
+    "Vocabulary",
+    "check_fields",
+    "vocabulary",
+]
+__all__ += sorted(_HOME_OF)
 
 
 def __getattr__(name: str):

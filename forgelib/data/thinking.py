@@ -93,9 +93,11 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Thought:
-    """A text taken apart. inside: what stands between begin and end, None without a begin; answer: what follows the end
-    (the whole text where nothing was opened); counts: how often each token occurs; steps: (tag, text); problems: what is
-    malformed, in words."""
+    """A text taken apart.
+
+    inside: what stands between begin and end, None without a begin; answer: what follows the end (the whole text where
+    nothing was opened); counts: how often each token occurs; steps: (tag, text); problems: what is malformed, in words.
+    """
 
     inside: str | None
     answer: str

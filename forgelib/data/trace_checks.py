@@ -1,4 +1,4 @@
-"""Is a procedural trace true? Every line is read again and worked out from the question, without knowing how it was made.
+"""Is a procedural trace true? Every line is worked out again from the question, without knowing how it was made.
 
 `flaw` names the first thing that is wrong, or returns "". Each strategy has a law of its own: groups must partition the
 animals, a refuted candidate must really fail, both experts must be right, the orders must be all that fit, a slip must
@@ -113,7 +113,9 @@ def _sum(question: str, steps: Steps, answer: str) -> str:
 def _mece(question: str, steps: Steps, answer: str) -> str:
     asked = {(what.removesuffix("s"), number) for number, what in re.findall(r"(\d+) ([a-z]+)", question)}
     groups = [
-        (text.partition(":")[0].removesuffix("s"), text.partition(": ")[2].split()[0]) for k, text in steps if k == "mece"
+        (text.partition(":")[0].removesuffix("s"), text.partition(": ")[2].split()[0])
+        for k, text in steps
+        if k == "mece"
     ]
     if len(groups) != len(set(groups)) or set(groups) != asked:
         return f"the groups {sorted(groups)} are not {sorted(asked)}, each once"
@@ -178,7 +180,10 @@ def _self_doubt(question: str, steps: Steps, answer: str) -> str:
 
 def _bayesian(question: str, steps: Steps, answer: str) -> str:
     of_a, in_a, balls, of_b, in_b = (int(x) for x in re.findall(r"\d+", question)[:5])
-    likely = {"A": Fraction(of_a, of_a + of_b) * Fraction(in_a, balls), "B": Fraction(of_b, of_a + of_b) * Fraction(in_b, balls)}
+    likely = {
+        "A": Fraction(of_a, of_a + of_b) * Fraction(in_a, balls),
+        "B": Fraction(of_b, of_a + of_b) * Fraction(in_b, balls),
+    }
     posterior = likely[question[-2]] / sum(likely.values())  # Bayes' rule
     told = steps[-1][1].rpartition(" = ")[2]
     return "" if answer == told == str(posterior) else f"Bayes' rule gives {posterior}, not {answer}"

@@ -29,7 +29,7 @@ from math import gcd
 from forgelib.data import STRATEGIES, DataError, ReasoningRow, Vocabulary
 from forgelib.data.trace_checks import flaw
 
-#: Problems asked of reasoning-gym at once, and chunks in a row without a new prompt after which a strategy is exhausted.
+#: Problems asked of reasoning-gym at once; so many chunks in a row without a new prompt, and a strategy is exhausted.
 _CHUNK, _PATIENCE = 500, 6
 _ANIMALS = ("ant", "bee", "beetle", "cat", "chicken", "cow", "dog", "duck", "horse", "lion", "spider", "wasp")
 _MORE_ANIMALS = (*_ANIMALS, "crab", "cricket", "elephant", "lobster", "scorpion", "snake")
@@ -178,7 +178,9 @@ def mece(seed: int, level: int) -> Iterator[Problem]:
     for group, legs, answer in _legs(seed, level, {1: (2, 2), 2: (2, 3), 3: (3, 4)}[level]):
         asked = " and ".join(_counted(number, animal) for animal, number in group.items())
         products = {animal: number * legs[animal] for animal, number in group.items()}
-        steps = [("mece", f"{animal}: {number} * {legs[animal]} = {products[animal]}") for animal, number in group.items()]
+        steps = [
+            ("mece", f"{animal}: {number} * {legs[animal]} = {products[animal]}") for animal, number in group.items()
+        ]
         total, *rest = products.values()
         for product in rest:
             steps.append(("step", f"{total} + {product} = {total + product}"))

@@ -104,7 +104,9 @@ def test_an_order_left_out_is_a_flaw():
 
 def test_a_trace_without_its_own_tag_is_a_flaw():
     row = procedural_rows(1, WORDS, seed=0, strategies=["bayesian"])[0]
-    assert "<bayesian> does not occur" in flaw(replace(row, reasoning=row.reasoning.replace("<bayesian>", "<step>")), WORDS)
+    assert "<bayesian> does not occur" in flaw(
+        replace(row, reasoning=row.reasoning.replace("<bayesian>", "<step>")), WORDS
+    )
 
 
 def test_what_cannot_be_made_is_refused():
