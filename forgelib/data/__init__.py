@@ -30,13 +30,13 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CATEGORIES",
+    "STRATEGIES",
     "DataError",
     "DatasetSpec",
     "Example",
     "FieldTypes",
     "Row",
     "RowError",
-    "STRATEGIES",
     "Thought",
     "Vocabulary",
     "check_fields",

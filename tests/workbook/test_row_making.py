@@ -1,0 +1,40 @@
+"""`forge rows`: three makers, one file; what cannot be made is refused before anything is written."""
+
+import pytest
+from typer.testing import CliRunner
+
+from forgelib.cli import app
+from forgelib.data import DataError, read_rows, vocabulary
+from forgelib.workbook.params import ParameterError
+from forgelib.workbook.row_making import Asked, make_rows
+
+
+def asked(folder, **changes):
+    facts = {"maker": "procedural", "rows": 30, "vocabulary": "forge-12", "difficulty": 1, "seed": 0}
+    return Asked(folder, **{**facts, "model": None, "cost_limit": 1.0, **changes})
+
+
+def test_procedural_rows_by_the_command_line(tmp_path):
+    done = CliRunner().invoke(app, ["rows", "--out", str(tmp_path / "mine"), "--rows", "30", "--vocabulary", "forge-8"])
+    assert done.exit_code == 0, done.output
+    rows, skipped = read_rows(tmp_path / "mine" / "rows.jsonl", vocabulary("forge-8"))
+    assert len(rows) == 30 and skipped == [] and "30 rows, every line checked" in done.output
+
+
+@pytest.mark.parametrize(
+    "changes, error, told",
+    [
+        ({"maker": "oracle"}, ParameterError, "--maker oracle: must be one of procedural, openrouter, local"),
+        ({"maker": "local"}, ParameterError, "--model names the folder"),
+        ({"model": "x"}, ParameterError, "--model names the folder"),
+        ({"vocabulary": "forge-9"}, ValueError, "'forge-9' is unknown"),
+        ({"maker": "openrouter"}, DataError, "OPENROUTER_API_KEY is not set"),
+        ({"maker": "openrouter", "cost_limit": 0.0}, DataError, "cost_limit is 0"),
+        ({"maker": "local", "model": "nowhere"}, DataError, "is no folder"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(tmp_path, monkeypatch, changes, error, told):
+    monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
+    with pytest.raises(error, match=told):
+        make_rows(asked(tmp_path / "mine", **changes), lambda line: None)
+    assert not (tmp_path / "mine").exists()
