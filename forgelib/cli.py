@@ -101,6 +101,27 @@ def rows(
         raise ParameterError(str(error)) from None
 
 
+@app.command("bake-quietstar")
+def bake_quietstar(
+    model: Annotated[Path, typer.Option(help="a local Hugging Face folder, or a GGUF file")],
+    out: Annotated[Path, typer.Option(help="folder of the baked model, the journal and the report")],
+    eval_dataset: Annotated[str, typer.Option(help='dataset answered before and after; "" for none')] = "gsm8k",
+    eval_samples: Annotated[int, typer.Option(min=1, help="its questions")] = 100,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1")] = "cpu",
+    config: Annotated[Path | None, typer.Option(help="a flat YAML file of 30_quietstar_bake's parameters")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on in a folder that is there")] = False,
+) -> None:
+    """Bake reasoning traces into any local Hugging Face model."""
+    from forgelib.data import DataError
+    from forgelib.workbook import quietstar
+
+    asked = quietstar.Asked(model, out, eval_dataset, eval_samples, device, config, resume)
+    try:
+        typer.echo(f"baked  {quietstar.bake_quietstar(asked, typer.echo)}")
+    except (DataError, ValueError) as error:
+        raise ParameterError(str(error)) from None
+
+
 @app.command()
 def runs() -> None:
     """List the run folders, the latest first: last step, age of its journal, name."""

@@ -1,0 +1,185 @@
+"""`forge bake-quietstar`: thinking vocabulary, reasoning rows and baking for any local Hugging Face model or GGUF file.
+
+OUT/model            the baked model folder, with its tokenizer
+OUT/metrics.jsonl    a record a step, with what the model could do whenever it was looked at
+OUT/report.json      settings, skipped rows, right answers by strategy and on the asked dataset, before and after
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+from forgelib import evaluate
+from forgelib.core.loop import Checkpointer, Control
+from forgelib.core.tracking import Tracker
+from forgelib.data import DataError, Example, Vocabulary, vocabulary
+from forgelib.data.prepare import load_rows
+from forgelib.evaluate.accuracy import first_line, greedy_texts
+from forgelib.evaluate.reasoning import reason
+from forgelib.phases.bake import bake
+from forgelib.workbook import phase3
+from forgelib.workbook.params import ParameterError, QuietBake
+
+#: What differs from the notebook's defaults: those are for a model of a million weights that has to learn from scratch.
+DEFAULTS = {"rows": 2000, "epochs": 3, "batch_size": 8, "muon_lr": 1e-4, "adamw_lr": 1e-4, "max_new_tokens": 128}
+#: Fields of QuietBake that mean something only inside the workbook.
+NOTEBOOK_ONLY = {"profile", "on_gate_failure", "wandb_mode"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for. dataset "" leaves out the measurement on a dataset."""
+
+    model: Path
+    out: Path
+    dataset: str = "gsm8k"
+    samples: int = 100
+    device: str = "cpu"
+    config: Path | None = None
+    resume: bool = False
+
+
+def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
+    """Bake and measure; `say` gets a line now and then. Returns the folder of the baked model.
+
+    Killed and started again with `resume` it ends with the same weights. Raises ParameterError for an unknown setting,
+    a model that cannot be read and a folder that is taken; DataError for rows that cannot be used.
+    """
+    p = settings(asked.config)
+    _place(asked.model)
+    if asked.out.exists() and any(asked.out.iterdir()) and not asked.resume:
+        raise ParameterError(f"{asked.out} holds something already: give --resume to go on there, or another folder")
+    if (asked.out / "model").is_dir():
+        say(f"{asked.out / 'model'} is finished")
+        return asked.out / "model"
+    words = vocabulary(p.vocabulary)
+    rows, questions = phase3.splits(p, words), _questions(asked, p.seed)
+    model, tokenizer = load_any(asked.model, asked.device)
+    added = phase3.with_vocabulary(model, tokenizer, words, p.seed)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    _same_question(asked, p)
+    say(f"{len(added.new)} thinking tokens added; {len(rows.train)} rows to bake, {len(rows.skipped)} skipped")
+    for line in rows.skipped[:10]:
+        say(f"  {line}")
+    before = _measured(model, tokenizer, words, rows, questions, p)
+    config, checkpoints = phase3.bake_config(p), asked.out / "checkpoints"
+    checkpointer = Checkpointer(checkpoints, every_seconds=p.checkpoint_every_seconds)
+    tracker = Tracker(asked.out, run_name="phase3-step1-baking", config={}, wandb_mode="disabled")
+    steps = bake(
+        model, tokenizer, words, rows.train, rows.watch, config, checkpointer=checkpointer, control=Control(asked.out)
+    )
+    for record in tracker.follow(steps):
+        if "accuracy_overall" in record:
+            say(f"  step {record['step'] + 1}: loss {record['loss']:.3f}, right {record['accuracy_overall']:.3f}")
+    after = _measured(model, tokenizer, words, rows, questions, p)
+    report = _report(p, rows, before, after)
+    for line in report["right answers"]:
+        say(f"  {line['of']:24} {line['before']:.3f} -> {line['after']:.3f}  [{line['low']:.3f}, {line['high']:.3f}]")
+    (asked.out / "report.json").write_text(json.dumps(report, indent=1))
+    _save(model, tokenizer, asked.out / "model")
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return asked.out / "model"
+
+
+def settings(file: Path | None) -> QuietBake:
+    """DEFAULTS, overruled by a flat YAML file. Raises ParameterError naming a field and what it takes."""
+    from pydantic import ValidationError
+
+    given = {}
+    if file is not None:
+        try:
+            given = yaml.safe_load(file.read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ParameterError(f"--config {file}: cannot be read ({error})") from None
+        if not isinstance(given, dict):
+            raise ParameterError(f"--config {file}: must be a flat list of `name: value` lines")
+        if wrong := sorted(NOTEBOOK_ONLY & set(given)):
+            raise ParameterError(f"--config {file}: {wrong[0]} means nothing here, only in the notebook")
+    try:
+        return QuietBake(**{**DEFAULTS, **given})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        raise ParameterError(f"--config {file}: {name} = {problem['input']!r}: {problem['msg']}") from None
+
+
+def load_any(path: Path, device: str) -> tuple[nn.Module, object]:
+    """Model (float32) and tokenizer of a Hugging Face folder or a GGUF file that transformers can read."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, how = _place(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **how)
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **how)
+    except (OSError, ValueError, ImportError) as error:
+        raise ParameterError(f"--model {path}: cannot be read ({str(error).splitlines()[0]})") from None
+    if tokenizer.eos_token_id is None:
+        raise ParameterError(f"--model {path}: its tokenizer has no end of text, so no answer would ever end")
+    return model.to(device), tokenizer
+
+
+def _place(path: Path) -> tuple[Path, dict[str, str]]:
+    """The folder to read from, and the GGUF file in it where it is one."""
+    if path.is_file() and path.suffix == ".gguf":
+        return path.parent, {"gguf_file": path.name}
+    if (path / "config.json").is_file():
+        return path, {}
+    raise ParameterError(f"--model {path}: is neither a folder with a config.json nor a .gguf file")
+
+
+def _questions(asked: Asked, seed: int) -> list[Example]:
+    if not asked.dataset:
+        return []
+    try:
+        return load_rows(asked.dataset, "test", limit=asked.samples, seed=seed).examples
+    except DataError:
+        return load_rows(asked.dataset, "heldout", limit=asked.samples, seed=seed).examples
+
+
+def _same_question(asked: Asked, p: QuietBake) -> None:
+    """What began in a folder is what goes on there."""
+    facts = {"model": str(asked.model.resolve()), "dataset": asked.dataset, "samples": asked.samples, **p.model_dump()}
+    file = asked.out / "asked.json"
+    if file.is_file() and (known := json.loads(file.read_text())) != facts:
+        changed = [name for name in facts if known.get(name) != facts[name]]
+        raise ParameterError(f"{asked.out} was begun with another {', '.join(changed)}: choose another folder")
+    file.write_text(json.dumps(facts, indent=1))
+
+
+def _measured(
+    model: nn.Module, tokenizer, words: Vocabulary, rows: phase3.Splits, questions: list[Example], p: QuietBake
+) -> dict[str, np.ndarray]:
+    """Right or wrong: "all" rows of the gate, each strategy, and the dataset's questions under its name."""
+    found = reason(model, tokenizer, words, rows.gate, max_new_tokens=p.max_new_tokens, batch_size=16)
+    right = {"all": found.correct, **found.by_strategy()}
+    if questions:
+        prompts = [question.prompt for question in questions]
+        texts = greedy_texts(model, tokenizer, prompts, max_new_tokens=p.max_new_tokens, batch_size=16)
+        answers = [first_line(words.read(text).answer) for text in texts]
+        right[questions[0].dataset] = np.array([a == q.answer for a, q in zip(answers, questions, strict=True)])
+    return right
+
+
+def _report(p: QuietBake, rows: phase3.Splits, before: dict, after: dict) -> dict:
+    lines = []
+    for name, correct in after.items():
+        low, high = evaluate.bootstrap_interval(lambda x: float(x.mean()), correct, seed=p.seed)
+        share, first = float(correct.mean()), float(before[name].mean())
+        lines.append({"of": name, "n": len(correct), "before": first, "after": share, "low": low, "high": high})
+    return {"settings": p.model_dump(exclude=NOTEBOOK_ONLY), "skipped": rows.skipped, "right answers": lines}
+
+
+def _save(model: nn.Module, tokenizer, folder: Path) -> None:
+    """There whole or not at all."""
+    temporary = folder.with_name(".writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    temporary.rename(folder)
