@@ -81,7 +81,7 @@ def evo(
 @app.command()
 def rows(
     out: Annotated[Path, typer.Option(help="folder of rows.jsonl; continued if it is there")],
-    maker: Annotated[str, typer.Option(help="procedural, openrouter or local")] = "procedural",
+    maker: Annotated[str, typer.Option(help="procedural, openrouter, local or dataset (gsm8k)")] = "procedural",
     n: Annotated[int, typer.Option("--rows", min=1, help="rows in all")] = 5000,
     vocabulary: Annotated[str, typer.Option(help="forge-12, forge-8 or startofthought")] = "forge-12",
     difficulty: Annotated[int, typer.Option(min=1, max=3, help="hardest of the procedural problems")] = 1,

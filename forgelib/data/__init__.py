@@ -20,7 +20,7 @@ _HOMES = {
     "mixes": ("CURRICULUM", "SPECIALISTS", "TRUNK_MIX", "Specialist", "Stage", "stage_weights"),
     "openrouter": ("OpenRouterConfig", "OpenRouterError", "OpenRouterRecord", "PricedModel", "write_with_openrouter"),
     "packing": ("encode_examples", "pack"),
-    "reasoning": ("ReasoningRow", "read_rows", "to_row", "write_rows"),
+    "reasoning": ("ReasoningRow", "read_rows", "to_row", "worked_rows", "write_rows"),
     "recall": ("RecallBatch", "recall_batch"),
     "row_store": ("RowStore", "check_strategies", "statistics", "written_row"),
     "sources": ("Hub", "Rows", "split_plan"),

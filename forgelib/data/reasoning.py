@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from forgelib.data import STRATEGIES, DataError, RowError, Vocabulary, check_fields
+from forgelib.data import STRATEGIES, DataError, Example, RowError, Vocabulary, check_fields
 
 #: Of ten prompts, by their hash, one is for validation: METHOD's 90/10, the same for every seed, maker and machine.
 VALIDATION_SHARE = 10
@@ -67,6 +67,30 @@ def to_row(fact: dict, words: Vocabulary) -> ReasoningRow:
     if not thought.inside.strip():
         raise RowError("reasoning", "holds an empty thought")
     return row
+
+
+def worked_rows(examples: Iterable[Example], words: Vocabulary) -> list[ReasoningRow]:
+    """Rows of a dataset that comes with worked solutions (GSM8K): each of their lines is a step. Nobody checked them.
+
+    Examples without a solution or an answer are left out. difficulty: 1 up to two steps, 2 up to four, else 3.
+    """
+    rows = []
+    for example in examples:
+        lines = [line.strip() for line in example.reasoning.splitlines() if line.strip()]
+        if lines and example.answer:
+            rows.append(
+                ReasoningRow(
+                    prompt=example.prompt,
+                    reasoning=words.write([(words.step, line) for line in lines]),
+                    answer=example.answer,
+                    strategy="chain_of_thought",
+                    difficulty=1 + (len(lines) > 2) + (len(lines) > 4),
+                    topic=example.category,
+                    source=f"{example.dataset} ({example.source})",
+                    verified=False,
+                )
+            )
+    return rows
 
 
 def write_rows(path: Path, rows: Iterable[ReasoningRow]) -> None:

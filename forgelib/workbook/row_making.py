@@ -1,17 +1,20 @@
-"""`forge rows`: a file of reasoning rows by one of three makers, for 30_quietstar_bake's `reasoning_file`."""
+"""`forge rows`: a file of reasoning rows by one of four makers, for 30_quietstar_bake's `reasoning_file`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from forgelib.data import Vocabulary, vocabulary, write_rows
+from forgelib.data import DataError, Vocabulary, vocabulary, worked_rows, write_rows
 from forgelib.data.local_teacher import LocalTeacherConfig, write_with_local_model
 from forgelib.data.openrouter import MODELS, OpenRouterConfig, write_with_openrouter
+from forgelib.data.prepare import load_rows
 from forgelib.data.traces import procedural_rows
 from forgelib.workbook.params import ParameterError
 
 ROWS = "rows.jsonl"
-MAKERS = ("procedural", "openrouter", "local")
+MAKERS = ("procedural", "openrouter", "local", "dataset")
+#: The dataset whose rows come with worked solutions.
+WORKED = "gsm8k"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ def make_rows(asked: Asked, say: Callable[[str], object]) -> Path:
     if (asked.maker == "local") != (asked.model is not None):
         raise ParameterError("--model names the folder of the model that writes: give it with --maker local, only then")
     words = vocabulary(asked.vocabulary)
-    {"procedural": _procedural, "openrouter": _by_openrouter, "local": _by_local_model}[asked.maker](asked, words, say)
+    {"procedural": _procedural, "openrouter": _by_openrouter, "local": _by_local_model, "dataset": _worked}[
+        asked.maker
+    ](asked, words, say)
     return asked.out / ROWS
 
 
@@ -48,6 +53,15 @@ def _procedural(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -
     asked.out.mkdir(parents=True, exist_ok=True)
     write_rows(asked.out / ROWS, rows)
     say(f"{len(rows)} rows, every line checked")
+
+
+def _worked(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> None:
+    rows = worked_rows(load_rows(WORKED, "train", source="real", limit=asked.rows, seed=asked.seed).examples, words)
+    if not rows:
+        raise DataError(f"{WORKED}: no row comes with a worked solution")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    write_rows(asked.out / ROWS, rows)
+    say(f"{len(rows)} rows of {WORKED}, as its authors wrote them")
 
 
 def _by_openrouter(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from forgelib.data import DataError, ReasoningRow, RowError, read_rows, to_row, vocabulary, write_rows
+from forgelib.data import DataError, ReasoningRow, RowError, read_rows, to_row, vocabulary, worked_rows, write_rows
 
 WORDS = vocabulary("forge-12")
 ROW = ReasoningRow(
@@ -91,3 +91,16 @@ def test_a_tenth_of_the_prompts_is_for_validation():
     parts = [replace(ROW, prompt=f"{i}").part for i in range(3000)]
     assert set(parts) == {"train", "validation"} and 0.08 < parts.count("validation") / 3000 < 0.12
     assert ROW.part == replace(ROW, answer="8", strategy="self_doubt").part, "the prompt alone decides"
+
+
+def test_worked_solutions_of_real_rows_become_steps(real_datasets):
+    from forgelib.data.prepare import load_rows
+
+    examples = load_rows("gsm8k", "train", source="real", mirror=real_datasets, limit=50).examples
+    rows = worked_rows(examples, WORDS)
+    assert len(rows) == len(examples) == 50 and {row.strategy for row in rows} == {"chain_of_thought"}
+    for row, example in zip(rows, examples, strict=True):
+        assert to_row(asdict(row), WORDS) == row and not row.verified and row.source == "gsm8k (mirror)"
+        steps = [text for _, text in WORDS.read(row.reasoning).steps]
+        assert " ".join(steps).split() == example.reasoning.split() and row.prompt == example.prompt
+    assert worked_rows([replace(examples[0], reasoning="")], WORDS) == []

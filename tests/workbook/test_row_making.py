@@ -1,4 +1,4 @@
-"""`forge rows`: three makers, one file; what cannot be made is refused before anything is written."""
+"""`forge rows`: four makers, one file; what cannot be made is refused before anything is written."""
 
 import pytest
 from typer.testing import CliRunner
@@ -24,7 +24,7 @@ def test_procedural_rows_by_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     "changes, error, told",
     [
-        ({"maker": "oracle"}, ParameterError, "--maker oracle: must be one of procedural, openrouter, local"),
+        ({"maker": "oracle"}, ParameterError, "--maker oracle: must be one of procedural, openrouter, local, dataset"),
         ({"maker": "local"}, ParameterError, "--model names the folder"),
         ({"model": "x"}, ParameterError, "--model names the folder"),
         ({"vocabulary": "forge-9"}, ValueError, "'forge-9' is unknown"),
@@ -38,3 +38,9 @@ def test_what_cannot_be_made_is_refused(tmp_path, monkeypatch, changes, error, t
     with pytest.raises(error, match=told):
         make_rows(asked(tmp_path / "mine", **changes), lambda line: None)
     assert not (tmp_path / "mine").exists()
+
+
+def test_rows_of_a_dataset_with_worked_solutions(tmp_path, monkeypatch, real_datasets):
+    monkeypatch.setenv("FORGE_DATASETS", str(real_datasets))
+    path = make_rows(asked(tmp_path / "mine", maker="dataset"), lambda line: None)
+    assert len(read_rows(path, vocabulary("forge-12"))[0]) == 30
