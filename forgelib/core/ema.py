@@ -1,5 +1,8 @@
 """An exponential moving average of a model's weights: the average is what gets published."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +33,16 @@ class WeightAverage:
     def copy_to(self, model: nn.Module) -> None:
         """Put the average into the model."""
         model.load_state_dict(self.average)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The average in the model for a while, and then its own weights again, bit for bit."""
+        own = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
 
     def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
         return {"n_updates": self.n_updates, "average": self.average}

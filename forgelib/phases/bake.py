@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forgelib.core.ema import WeightAverage
 from forgelib.core.health import NonFiniteError, first_nonfinite
 from forgelib.core.loop import Checkpointer, Control, ResumableLoop
 from forgelib.core.rng import stream
@@ -48,6 +49,7 @@ class BakeConfig:
     muon_lr: float = 1e-4
     adamw_lr: float = 1e-4
     warmup_share: float = 0.05
+    ema_decay: float = 0.98
     direct_share: float = 0.12
     looks_per_epoch: int = 1
     target: float = 0.85
@@ -81,6 +83,8 @@ def bake(
 ) -> Iterator[dict]:
     """Train `model` in place on `train` until its answers to `watch` reach the targets, at most `epochs` times over.
 
+    What is looked at, and what `model` holds at the end, is the moving average of its weights.
+
     Yields a record a step: step, epoch, loss (nats per token of trace and answer), learning_rate, grad_norm, tokens,
     tokens_per_second; and where it was looked at, accuracy_overall, accuracy_<strategy>, token_usage_<tag> and
     convergence_progress (1: the targets are reached). Raises ValueError without rows, or with a batch of fewer than
@@ -96,7 +100,9 @@ def bake(
     rates = {"muon_lr": config.muon_lr, "adamw_lr": config.adamw_lr}
     optimizer = MuonGrokfast(model, MuGrokConfig.preset("baking", **rates))
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    loop = ResumableLoop({"model": model, "optimizer": optimizer}, steps, checkpointer, control)
+    average = WeightAverage(model, config.ema_decay)
+    parts = {"model": model, "optimizer": optimizer, "average": average}
+    loop = ResumableLoop(parts, steps, checkpointer, control)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     model.train()
     with loop:
@@ -108,14 +114,17 @@ def bake(
             if place == 0 or step == loop.start_step:
                 batches = epoch_order(encoded, config, epoch)
             record = _train_step(model, optimizer, *padded([encoded[i] for i in batches[place]], pad), step)
+            average.update(model)
             record |= {"epoch": (step + 1) / per_epoch, "learning_rate": config.muon_lr * scale}
             if (step + 1) % every == 0 or step + 1 == steps:
-                record |= look(model, tokenizer, words, watch, config)
+                with average.applied(model):
+                    record |= look(model, tokenizer, words, watch, config)
             yield record
             if record.get("convergence_progress") == 1.0:
                 break
     if loop.stopped:
         raise BakeStopped(loop.done, steps)
+    average.copy_to(model)
     model.eval()
 
 

@@ -69,3 +69,16 @@ def test_from_its_state_it_goes_on_bit_for_bit():
 def test_a_decay_that_is_none_is_refused(decay):
     with pytest.raises(ValueError, match="decay"):
         WeightAverage(nn.Linear(1, 1), decay)
+
+
+def test_applied_for_a_while_the_weights_come_back_bit_for_bit():
+    model = nn.Linear(3, 2)
+    average = WeightAverage(model, 0.9)
+    with torch.no_grad():
+        model.weight += 1.0
+    average.update(model)
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="in between"), average.applied(model):
+        assert torch.equal(model.weight, average.average["weight"]) and not torch.equal(model.weight, own["weight"])
+        raise RuntimeError("in between")
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())

@@ -132,6 +132,21 @@ def test_it_ends_at_the_first_look_that_reaches_the_targets(tmp_path, monkeypatc
     assert [record.get("convergence_progress") for record in steps] == [None, 0.99, None, 1.0]
 
 
+def test_the_average_is_looked_at_and_kept(tmp_path, monkeypatch):
+    seen = []
+
+    def look(model, *_):
+        seen.append([p.detach().clone() for p in model.parameters()])
+        return {}
+
+    monkeypatch.setattr(bake_module, "look", look)
+    model, steps = baked(tmp_path, config=replace(CONFIG, epochs=1))
+    for record in steps:
+        own = [p.detach().clone() for p in model.parameters()]
+    assert record["step"] == 1 and any(not torch.equal(p, q) for p, q in zip(own, seen[0], strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), seen[0], strict=True))
+
+
 def test_progress_is_the_farthest_target(tmp_path):
     model, tokenizer = small()
     measured = bake_module.look(model, tokenizer, WORDS, ROWS[:10], replace(CONFIG, target=1e-9))
