@@ -142,8 +142,8 @@ def test_the_average_is_looked_at_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(bake_module, "look", look)
     model, steps = baked(tmp_path, config=replace(CONFIG, epochs=1))
     for record in steps:
-        own = [p.detach().clone() for p in model.parameters()]
-    assert record["step"] == 1 and any(not torch.equal(p, q) for p, q in zip(own, seen[0], strict=True))
+        own, last = [p.detach().clone() for p in model.parameters()], record["step"]
+    assert last == 1 and any(not torch.equal(p, q) for p, q in zip(own, seen[0], strict=True))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), seen[0], strict=True))
 
 
