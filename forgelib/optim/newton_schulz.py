@@ -1,12 +1,9 @@
-"""The orthogonal factor of a matrix, nearly: Newton-Schulz steps (Muon, Jordan et al. 2024), four of them, batched.
+"""The orthogonal factor of a matrix, nearly: five quintic Newton-Schulz steps (Muon, Jordan et al. 2024), batched.
 
-    X_0 = G / |G|_4,    X <- P X,   P = a I + b A + c A^2,   A = X X^T,   |G|_4 = |G G^T|_F^(1/2) = (sum s^4)^(1/4)
+    X_0 = G / |G|_F,    X <- P X,   P = a I + b A + c A^2,   A = X X^T,   (a, b, c) = (3.4445, -4.7750, 2.0315)
 
-Muon takes five quintic steps of one polynomial from the Frobenius norm on. Here each step has the polynomial that is
-best for it (Polar Express, Amsel et al. 2025, theorem 3.1), and the Schatten-4 norm, for which A is there anyway,
-starts the singular values nearer to one (a Gaussian matrix of 256 x 256 by a factor of 3.4), so that three quintic and
-a cubic do: for G = U S V^T the result is U S' V^T, where singular values from 0.0035 |G|_4 on end in BAND. Smaller ones
-grow by up to 200; zero stays zero. Matrices of one shape go through together as a stack [N, rows, columns].
+For G = U S V^T the result is U S' V^T. Singular values above 0.005 |G|_F end in BAND; smaller ones grow by up to
+a^5 = 485, and zero stays zero. Matrices of one shape go through together as a stack [N, rows, columns].
 """
 
 from functools import cache
@@ -14,41 +11,17 @@ from functools import cache
 import torch
 from torch import Tensor
 
-#: (a, b, c) of each step: the best approximation of 1 by an odd polynomial on [0.0035, 1], then on what the step
-#: before leaves of it. Each interval ends 5, 2, 2 and 1% above: there they fall steeply, and rounding may lift a value.
-POLYNOMIALS = (
-    (7.970853, -21.345030, 14.348124),
-    (3.947779, -2.828276, 0.515241),
-    (3.402889, -2.456602, 0.475831),
-    (1.865892, -0.540111, 0.0),
-)
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 EPSILON = 1e-7
-#: Where singular values end, rounding of bfloat16 included; 0.66 to 1.34 in float32.
-BAND = (0.60, 1.40)
+#: Completing the square, P = (sqrt(c) A + e I)^2 + (a - e^2) I with e = b / (2 sqrt(c)): for X scaled by c^(1/4) a step
+#: is three products and two additions to a diagonal, with no pass over a whole matrix.
+SCALE, SHIFT = COEFFICIENTS[2] ** 0.25, COEFFICIENTS[1] / (2 * COEFFICIENTS[2] ** 0.5)
+#: Where singular values end, rounding of bfloat16 included; 0.68 to 1.21 in float32.
+BAND = (0.66, 1.22)
 #: Steps between two looks at X itself. Square matrices: every step.
-EVERY_STEP = (1, 1, 1, 1)
-#: From GRAM_RATIO of the long to the short side on, the last two steps are taken on the small Gram matrix alone.
-GRAM_RATIO, ON_THE_GRAM_MATRIX = 2.0, (1, 1, 2)
-
-
-def _without_scalars() -> tuple[float, list[tuple[float | None, float]]]:
-    """How to take the steps without a pass over a whole matrix for a, b or c: (start, [(shift, rest) of each step]).
-
-    For X times s, with s' the factor after the step and r = s' / s, completing the square gives
-    r P = (s^2 A + shift I)^2 + rest I, if s^5 = s' c; and -r P = s^2 A + rest I for a cubic, if s^3 = s' |b|. The last
-    factor is 1; the minus of a cubic is in the first.
-    """
-    factor, sign, steps = 1.0, 1.0, []
-    for a, b, c in reversed(POLYNOMIALS):
-        after, factor = factor, (factor * c) ** (1 / 5) if c else (factor * -b) ** (1 / 3)
-        ratio = after / factor
-        shift = ratio * b / (2 * factor**2) if c else None
-        steps.append((shift, ratio * a - shift**2) if c else (None, -ratio * a))
-        sign = sign if c else -sign
-    return sign * factor, steps[::-1]
-
-
-START, STEPS = _without_scalars()
+EVERY_STEP = (1, 1, 1, 1, 1)
+#: From GRAM_RATIO of the long to the short side on, two, two and one step are taken on the small Gram matrix alone.
+GRAM_RATIO, ON_THE_GRAM_MATRIX = 2.0, (2, 2, 1)
 
 
 @cache
@@ -82,38 +55,26 @@ def orthogonalize(stack: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def iterate(x: Tensor, segments: tuple[int, ...]) -> Tensor:
-    """The steps on x [N, rows, columns], in segments of so many; tall matrices use A = X^T X.
+    """Newton-Schulz steps on x [N, rows, columns], in segments of so many; tall matrices use A = X^T X.
 
     The P of consecutive steps commute, so within a segment they are gathered in Q and A moves on as P A P: X is
     touched once to form A and once for Q X. Longer segments are cheaper and wrong in bfloat16: Q lifts a small
-    singular value and lowers a dominant one, so its rounding spills from the one into the other. With the first two
-    steps gathered one leading value over many small ones has ended above 1,000. Before the last two A is made anew.
+    singular value by 3.4 a step and lowers a dominant one, so its rounding spills from the one into the other. After
+    three steps one leading value over many small ones has ended at 3,000. After two it stays in BAND; A is made anew.
     """
     tall = x.shape[-2] > x.shape[-1]
-    steps = iter(STEPS)
-    for number, count in enumerate(segments):
+    x = x * (SCALE / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(EPSILON))
+    for steps in segments:
         gram, product = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT), None
-        if number == 0:
-            scale = START / _schatten_4(gram)
-            x, gram = x * scale, gram.mul_(scale**2)
-        for left in reversed(range(count)):
-            shift, rest = next(steps)
-            factor = gram.clone() if left else gram
-            if shift is not None:
-                shifted = _add_to_diagonal(factor, shift)
-                factor = torch.bmm(shifted, shifted)
-            factor = _add_to_diagonal(factor, rest)
+        for step in range(steps):
+            last = step == steps - 1
+            shifted = _add_to_diagonal(gram if last else gram.clone(), SHIFT)
+            factor = _add_to_diagonal(torch.bmm(shifted, shifted), COEFFICIENTS[0] - SHIFT**2)
             product = factor if product is None else torch.bmm(factor, product)
-            if left:
+            if not last:
                 gram = torch.bmm(torch.bmm(factor, gram), factor)
         x = torch.bmm(x, product) if tall else torch.bmm(product, x)
-    return x
-
-
-def _schatten_4(gram: Tensor) -> Tensor:
-    """[N, 1, 1], at least EPSILON. Summed in float64: squares of squares leave the range of float32."""
-    norm = torch.linalg.matrix_norm(gram, keepdim=True, dtype=torch.float64)
-    return norm.sqrt().clamp_min(EPSILON).to(gram.dtype)
+    return x.div_(SCALE)
 
 
 def _add_to_diagonal(matrices: Tensor, value: float) -> Tensor:

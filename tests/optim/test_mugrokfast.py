@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from forgelib.core.state import flatten, unflatten
 from forgelib.optim import MuGrokConfig, MuonGrokfast
-from forgelib.optim.newton_schulz import BAND, POLYNOMIALS
+from forgelib.optim.newton_schulz import BAND
 
 PLAIN = {"grokfast_lambda": 0.0, "weight_decay": 0.1, "muon_lr": 0.02, "adamw_lr": 0.003}
 
@@ -109,12 +109,12 @@ def test_without_grokfast_the_matrices_follow_torch_muon():
             scale = 0.02 * max(1.0, p.shape[0] / p.shape[1]) ** 0.5
             mine, other = (old - p.detach()) / scale, (old - q.detach()) / scale
             assert torch.linalg.matrix_norm(mine - other, 2).item() < BAND[1] - BAND[0]
-            assert torch.nn.functional.cosine_similarity(mine.flatten(), other.flatten(), dim=0).item() > 0.9
+            assert torch.nn.functional.cosine_similarity(mine.flatten(), other.flatten(), dim=0).item() > 0.98
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 12), (12, 4)])
 def test_the_matrices_follow_the_formulas_written_out_in_float64(shape):
-    """Grokfast, Nesterov momentum, polynomials of the singular values, decay, scale, a rate that changes."""
+    """Grokfast, Nesterov momentum, quintic of the singular values, decay, scale, a rate that changes."""
     model = nn.Linear(shape[1], shape[0], bias=False).double()
     optimizer = MuonGrokfast(
         model, MuGrokConfig(muon_lr=0.5, grokfast_lambda=0.7, grokfast_alpha=0.9, weight_decay=0.2)
@@ -129,9 +129,9 @@ def test_the_matrices_follow_the_formulas_written_out_in_float64(shape):
         filtered = g + 0.7 * slow
         momentum = 0.95 * momentum + 0.05 * filtered
         u, s, vt = torch.linalg.svd(0.05 * filtered + 0.95 * momentum, full_matrices=False)
-        s = s / s.norm(4)
-        for a, b, c in POLYNOMIALS:
-            s = a * s + b * s**3 + c * s**5
+        s = s / s.norm()
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
         w = (1 - rate * 0.2) * w - rate * max(1.0, shape[0] / shape[1]) ** 0.5 * (u * s @ vt)
         assert torch.allclose(model.weight, w, atol=1e-9)
 

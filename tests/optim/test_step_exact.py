@@ -29,11 +29,11 @@ def set_gradients(model, seed):
         p.grad = torch.randn(p.shape, generator=dice, dtype=torch.float64).to(p.dtype)
 
 
-def orthogonal(g):
-    x = g / torch.linalg.svdvals(g).norm(4)
-    for a, b, c in newton_schulz.POLYNOMIALS:
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+def quintic(g):
+    x = g / g.norm()
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
     return x
 
 
@@ -53,7 +53,7 @@ def test_ten_steps_follow_the_formulas_in_float64():
             if "matrices" in name:
                 s["m"] = 0.95 * s["m"] + 0.05 * g
                 rows, columns = w.shape
-                update = orthogonal(0.05 * g + 0.95 * s["m"])
+                update = quintic(0.05 * g + 0.95 * s["m"])
                 expected[name] = (1 - 0.02 * 0.1) * w - 0.02 * max(1, rows / columns) ** 0.5 * update
             else:
                 s["m"], s["v"] = 0.9 * s["m"] + 0.1 * g, 0.95 * s["v"] + 0.05 * g * g
@@ -65,13 +65,11 @@ def test_ten_steps_follow_the_formulas_in_float64():
 
 
 def test_without_grokfast_ten_steps_equal_torch_muon(monkeypatch):
-    """Momentum, decay, rate and scale are torch's; its five published Newton-Schulz steps are replaced by our four."""
+    """torch.optim.Muon casts to bfloat16; with that cast taken away on both sides the weights agree to rounding."""
     model = Model(torch.float32)
     twin = copy.deepcopy(model)
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())
     monkeypatch.setattr(newton_schulz, "working_dtype", lambda device: torch.float32)
-    monkeypatch.setattr(
-        "torch.optim._muon._zeropower_via_newtonschulz", lambda g, *_: newton_schulz.orthogonalize(g[None])[0]
-    )
     ours = MuonGrokfast(model, MuGrokConfig(muon_lr=0.02, grokfast_lambda=0.0, weight_decay=0.1))
     theirs = torch.optim.Muon(twin.matrices.parameters(), lr=0.02, weight_decay=0.1)
     for seed in range(10):
@@ -107,7 +105,7 @@ def test_tiles_hold_every_tensor_once_and_no_more_than_fits():
     assert all(len(group) == 1 or sum(whole[i].nbytes for i in group) <= tiles.TILE_BYTES for group in groups)
 
 
-@pytest.mark.parametrize("dtype, band", [(torch.float32, (0.66, 1.34)), (torch.bfloat16, newton_schulz.BAND)])
+@pytest.mark.parametrize("dtype, band", [(torch.float32, (0.68, 1.21)), (torch.bfloat16, newton_schulz.BAND)])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("smallest", [0.5, 0.1, 0.02])
 def test_the_band_holds_in_both_types_on_ill_conditioned_matrices(dtype, band, shape, smallest):
