@@ -1,6 +1,6 @@
 """Thinking vocabularies: the tokens that open and close a thought, and the tags of the strategies inside it.
 
-    prompt [thinking]<step> 3 + 4 = 7<step> 7 - 2 = 5[/endthinking] 5
+    prompt [thinking]<step>3+4=7<step>7-2=5[/endthinking] 5
 
 Here is what such a text says: writing one, taking one apart, counting tags, naming what is malformed. Adding the tokens
 to a tokenizer and a model is `forgelib.thoughts.vocabulary`.
@@ -50,11 +50,11 @@ class Vocabulary:
         """Everything that is added to a tokenizer."""
         return (self.begin, self.end, *self.tags)
 
-    def write(self, steps: Sequence[tuple[str, str]]) -> str:
-        """A thought from (tag, text) steps: [thinking]<step> text<doubt> text[/endthinking]."""
+    def write(self, steps: Sequence[tuple[str, str]], gap: str = " ") -> str:
+        """A thought from (tag, text) steps: [thinking]<step> text<doubt> text[/endthinking]; `gap` follows a tag."""
         if not self.tags:
             return f"{self.begin} {'. '.join(text for _, text in steps)}{self.end}"
-        return self.begin + "".join(f"{tag} {text}" for tag, text in steps) + self.end
+        return self.begin + "".join(f"{tag}{gap}{text}" for tag, text in steps) + self.end
 
     def read(self, text: str) -> "Thought":
         """Take a generated text apart; what is malformed is reported, never raised."""

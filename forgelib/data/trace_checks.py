@@ -13,12 +13,12 @@ from fractions import Fraction
 from forgelib.data import ReasoningRow, Vocabulary
 
 Steps = list[tuple[str, str]]  # (strategy or "step", text)
-_EQUATION = re.compile(r"(\d+)(?: ([-+*]|mod) (\d+)|/(\d+)) = (\d+(?:/\d+)?)")
+_EQUATION = re.compile(r"(?<![\d.,/*%+-])(\d+) ?(?:([-+*%]) ?(\d+)|/ ?(\d+)) ?= ?(\d+(?:/\d+)?)(?! ?[-+*/%]|\d|[.,]\d)")
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
-    "mod": lambda a, b: a % b,
+    "%": lambda a, b: a % b,
 }
 
 
@@ -52,7 +52,7 @@ def false_spans(text: str) -> list[tuple[int, int]]:
 
 def _holds(match: re.Match) -> bool:
     a, sign, b, divisor, result = match.groups()
-    if "0" in (divisor, result.partition("/")[2], b if sign == "mod" else ""):
+    if "0" in (divisor, result.partition("/")[2], b if sign == "%" else ""):
         return False
     value = Fraction(int(a), int(divisor)) if divisor else Fraction(_OPERATIONS[sign](int(a), int(b)))
     return value == Fraction(result)
@@ -72,8 +72,8 @@ def _false_equation(strategy: str, steps: Steps) -> str:
                 continue
             following = steps[i + 1 :]
             mended = {"self_correction": following[:1], "self_doubt": following[1:2]}.get(strategy, [])
-            left = equation.partition(" = ")[0]
-            repaired = [all(ok for _, ok in equations(t)) and t.startswith(f"{left} = ") for _, t in mended]
+            left = equation.partition("=")[0]
+            repaired = [all(ok for _, ok in equations(t)) and t.startswith(f"{left}=") for _, t in mended]
             if kind != "step" or repaired != [True]:
                 return f"{equation} is false and not repaired"
     return ""
@@ -81,7 +81,7 @@ def _false_equation(strategy: str, steps: Steps) -> str:
 
 def _last_result(steps: Steps) -> str:
     found = [equation for _, text in steps for equation, _ in equations(text)]
-    return found[-1].rpartition(" = ")[2] if found else ""
+    return found[-1].rpartition("=")[2] if found else ""
 
 
 def _expression(question: str) -> list[str]:
@@ -103,34 +103,32 @@ def _sum(question: str, steps: Steps, answer: str) -> str:
         return f"{' '.join(parts)} is not {answer}"
     total = parts[0]
     for sign, term in _pairs(parts[1:]):
-        following = [t for _, t in steps if t.startswith(f"{total} {sign} {term} = ") and equations(t)[0][1]]
+        following = [t for _, t in steps if t.startswith(f"{total}{sign}{term}=") and equations(t)[0][1]]
         if not following:
-            return f"no step takes {total} {sign} {term}"
-        total = following[0].rpartition(" = ")[2]
+            return f"no step takes {total}{sign}{term}"
+        total = following[0].rpartition("=")[2]
     return "" if total == answer else f"the steps end in {total}, not in {answer}"
 
 
 def _mece(question: str, steps: Steps, answer: str) -> str:
     asked = {(what.removesuffix("s"), number) for number, what in re.findall(r"(\d+) ([a-z]+)", question)}
     groups = [
-        (text.partition(":")[0].removesuffix("s"), text.partition(": ")[2].split()[0])
-        for k, text in steps
-        if k == "mece"
+        (text.partition(":")[0].removesuffix("s"), re.split(r"[:*]", text)[1]) for k, text in steps if k == "mece"
     ]
     if len(groups) != len(set(groups)) or set(groups) != asked:
         return f"the groups {sorted(groups)} are not {sorted(asked)}, each once"
-    legs = sum(int(text.rpartition(" = ")[2]) for kind, text in steps if kind == "mece")
+    legs = sum(int(text.rpartition("=")[2]) for kind, text in steps if kind == "mece")
     return "" if str(legs) == answer == _last_result(steps) else f"the groups have {legs} legs, not {answer}"
 
 
 def _falsification(question: str, steps: Steps, answer: str) -> str:
-    factor, summand, value = re.match(r"(?:(\d+)\*)?[a-z] \+ (\d+) = (\d+)\.", question).groups()
+    factor, summand, value = re.match(r"(?:(\d+)\*)?[a-z]\+(\d+)=(\d+)\?", question).groups()
     candidates = [int(x) for x in re.findall(r"\d+", question.partition("Try ")[2])]
     tried = [text for kind, text in steps if kind == "falsification"]
     for x, text in itertools.zip_longest(candidates[: len(tried)], tried):
         product = int(factor or 1) * x
         fits = product + int(summand) == int(value)
-        if text != f"{product} + {summand} = {product + int(summand)} {'yes' if fits else 'no'}":
+        if text != f"{product}+{summand}={product + int(summand)} {'yes' if fits else 'no'}":
             return f"{text!r} is no test of {x}"
         if fits != (text == tried[-1]):
             return f"stops at {text!r}"
@@ -145,7 +143,7 @@ def _expert(question: str, steps: Steps, answer: str) -> str:
     if told != [[a, *divisors[0]], [b, *divisors[1]], sorted(set(divisors[0]) & set(divisors[1]))]:
         return f"{lists!r} are not the divisors"
     before, last = (max(a, b), min(a, b)), None
-    for match in re.finditer(r"(\d+) mod (\d+) = (\d+)", euclid):
+    for match in re.finditer(r"(\d+)%(\d+)=(\d+)", euclid):
         x, y, rest = map(int, match.groups())
         if (x, y) != before:
             return f"Euclid goes on with {x} and {y}, not with {before}"
@@ -160,9 +158,9 @@ def _orthogonal(question: str, steps: Steps, answer: str) -> str:
     for order, way in zip((numbers, numbers[::-1]), ways, strict=True):
         total = order[0]
         for term, text in itertools.zip_longest(order[1:], way):
-            if text is None or term is None or not text.startswith(f"{total} + {term} = "):
+            if text is None or term is None or not text.startswith(f"{total}+{term}="):
                 return f"{text!r} is not {total} + {term}"
-            total = text.rpartition(" = ")[2]
+            total = text.rpartition("=")[2]
         if total != answer:
             return f"one way ends in {total}, not in {answer}"
     return ""
@@ -170,31 +168,31 @@ def _orthogonal(question: str, steps: Steps, answer: str) -> str:
 
 def _self_doubt(question: str, steps: Steps, answer: str) -> str:
     for (kind, claim), (doubt, check) in _pairs(steps):
-        a, sign, b, _, claimed = claim.split()
+        a, sign, b, claimed = re.match(r"(\d+)([-+])(\d+)=(\d+)", claim).groups()
         verdict = "yes" if str(_value([claimed, "-" if sign == "+" else "+", b])) == a else "no"
-        start, end = f"{claimed} {'-' if sign == '+' else '+'} {b} = ", f" {verdict}"
+        start, end = f"{claimed}{'-' if sign == '+' else '+'}{b}=", f" {verdict}"
         if (kind, doubt) != ("step", "self_doubt") or not (check.startswith(start) and check.endswith(end)):
             return f"{check!r} does not doubt {claim!r}"
     return _sum(question, [step for step in steps if step[0] == "step"], answer)
 
 
 def _bayesian(question: str, steps: Steps, answer: str) -> str:
-    of_a, in_a, balls, of_b, in_b = (int(x) for x in re.findall(r"\d+", question)[:5])
+    of_a, in_a, balls, of_b, in_b = (int(x) for x in re.findall(r"\d+", question))
     likely = {
         "A": Fraction(of_a, of_a + of_b) * Fraction(in_a, balls),
         "B": Fraction(of_b, of_a + of_b) * Fraction(in_b, balls),
     }
     posterior = likely[question[-2]] / sum(likely.values())  # Bayes' rule
-    told = steps[-1][1].rpartition(" = ")[2]
+    told = steps[-1][1].rpartition("=")[2]
     return "" if answer == told == str(posterior) else f"Bayes' rule gives {posterior}, not {answer}"
 
 
 def _multidomain(question: str, steps: Steps, answer: str) -> str:
     asked = sorted((what.removesuffix("s"), number) for number, what in re.findall(r"(\d+) ([a-z]+)", question))
-    told = sorted((text.partition(":")[0], text.split()[1]) for kind, text in steps if kind == "multidomain")
+    told = sorted(tuple(re.split(r"[:*]", text)[:2]) for kind, text in steps if kind == "multidomain")
     if asked != told:
         return f"the domains are {asked}, not {told}"
-    parts = [int(text.rpartition(" = ")[2]) for kind, text in steps if kind == "multidomain"]
+    parts = [int(text.rpartition("=")[2]) for kind, text in steps if kind == "multidomain"]
     return "" if str(sum(parts)) == answer == _last_result(steps) else f"{parts} do not add up to {answer}"
 
 
@@ -203,7 +201,7 @@ def _self_correction(question: str, steps: Steps, answer: str) -> str:
     if len(places) != 1:
         return "must be looked over exactly once"
     looked_at, correction = steps[places[0] - 1][1], steps[places[0]][1]
-    same = looked_at.partition(" = ")[0] == correction.partition(" = ")[0]
+    same = looked_at.partition("=")[0] == correction.partition("=")[0]
     return _sum(question, steps, answer) if same else f"{correction!r} corrects nothing, before it stands {looked_at!r}"
 
 

@@ -14,7 +14,8 @@ traces that are true line by line.
 | self_correction | chain_sum | half of the rows hold a real slip and its repair |
 | uncertainty | who is taller, our own | every order that fits; "unknown" where they disagree |
 
-The question names its strategy, so that one problem can be asked in several ways. Answers of reasoning-gym's problems
+The question names its strategy, so that one problem can be asked in several ways; equations are written without blanks,
+which in a vocabulary of single digits would be half of the tokens. Answers of reasoning-gym's problems
 pass its own scorer, and every row passes `trace_checks.flaw`, which knows nothing of how it was made.
 """
 
@@ -42,7 +43,6 @@ _THINGS = {
     "cube": ("faces", 6),
 }
 _NAMES = ("Ana", "Ben", "Dan", "Eva", "Ian", "Kim", "Lea", "Leo", "Max", "Mia", "Tom", "Zoe")
-_COLOURS = ("red", "blue", "green", "white")
 #: kind of a step: a strategy, or "step"
 Steps = list[tuple[str, str]]
 
@@ -99,7 +99,7 @@ def _rows_of(
 
 def _row(problem: Problem, strategy: str, level: int, words: Vocabulary) -> ReasoningRow:
     tags = {**words.tag_of, "step": words.step}
-    reasoning = words.write([(tags[kind], text) for kind, text in problem.steps])
+    reasoning = words.write([(tags[kind], text) for kind, text in problem.steps], gap="")
     prompt = f"Question: {problem.question}\nAnswer:"
     return ReasoningRow(prompt, reasoning, problem.answer, strategy, level, problem.topic, "procedural", True)
 
@@ -149,13 +149,13 @@ def _equations(numbers: list[int], signs: list[str]) -> list[tuple[int, str, int
 
 
 def _expression(numbers: list[int], signs: list[str]) -> str:
-    return " ".join([str(numbers[0]), *(f"{sign} {term}" for sign, term in zip(signs, numbers[1:], strict=True))])
+    return "".join([str(numbers[0]), *(f"{sign}{term}" for sign, term in zip(signs, numbers[1:], strict=True))])
 
 
 def chain_of_thought(seed: int, level: int) -> Iterator[Problem]:
     for numbers, signs, answer in _sums(seed, level):
-        steps = [("chain_of_thought", f"{a} {sign} {b} = {r}") for a, sign, b, r in _equations(numbers, signs)]
-        yield Problem(f"What is {_expression(numbers, signs)}? Step by step.", steps, answer, "sums")
+        steps = [("chain_of_thought", f"{a}{sign}{b}={r}") for a, sign, b, r in _equations(numbers, signs)]
+        yield Problem(f"{_expression(numbers, signs)}? Step by step.", steps, answer, "sums")
 
 
 def _counted(number: int, what: str) -> str:
@@ -178,22 +178,20 @@ def mece(seed: int, level: int) -> Iterator[Problem]:
     for group, legs, answer in _legs(seed, level, {1: (2, 2), 2: (2, 3), 3: (3, 4)}[level]):
         asked = " and ".join(_counted(number, animal) for animal, number in group.items())
         products = {animal: number * legs[animal] for animal, number in group.items()}
-        steps = [
-            ("mece", f"{animal}: {number} * {legs[animal]} = {products[animal]}") for animal, number in group.items()
-        ]
+        steps = [("mece", f"{animal}:{number}*{legs[animal]}={products[animal]}") for animal, number in group.items()]
         total, *rest = products.values()
         for product in rest:
-            steps.append(("step", f"{total} + {product} = {total + product}"))
+            steps.append(("step", f"{total}+{product}={total + product}"))
             total += product
-        yield Problem(f"How many legs have {asked}? Split into groups.", steps, answer, "animals")
+        yield Problem(f"Legs of {asked}? Groups.", steps, answer, "animals")
 
 
 def falsification(seed: int, level: int) -> Iterator[Problem]:
     dice, most = random.Random(seed), {1: 2, 2: 5, 3: 9}[level]
     limits = {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9, "operators_weights": (1.0, 0.0, 0.0)}
     for problem in _problems("simple_equations", seed, **limits):
-        left, _, value = problem["metadata"]["equation"].partition(" = ")
-        product, _, summand = left.partition(" + ")
+        left, _, value = problem["metadata"]["equation"].replace(" ", "").partition("=")
+        product, _, summand = left.partition("+")
         factor = int(product.split("*")[0]) if "*" in product else 1
         if not summand.isdigit() or factor > most:
             continue
@@ -202,11 +200,11 @@ def falsification(seed: int, level: int) -> Iterator[Problem]:
         tried, steps = dice.sample([true, *others], 3), []
         for x in tried[: tried.index(true) + 1]:
             if factor > 1:
-                steps.append(("step", f"{factor} * {x} = {factor * x}"))
+                steps.append(("step", f"{factor}*{x}={factor * x}"))
             verdict = "yes" if x == true else "no"
-            steps.append(("falsification", f"{factor * x} + {term} = {factor * x + term} {verdict}"))
-        asked = ", ".join(map(str, tried))
-        yield Problem(f"{left} = {value}. Try {asked} and refute.", steps, str(true), "equations")
+            steps.append(("falsification", f"{factor * x}+{term}={factor * x + term} {verdict}"))
+        asked = ",".join(map(str, tried))
+        yield Problem(f"{left}={value}? Try {asked}.", steps, str(true), "equations")
 
 
 def expert_perspective(seed: int, level: int) -> Iterator[Problem]:
@@ -219,23 +217,23 @@ def expert_perspective(seed: int, level: int) -> Iterator[Problem]:
         shared = [d for d in lists[0] if d in lists[1]]
         euclid, (x, y) = [], (max(a, b), min(a, b))
         while y:
-            euclid.append(f"{x} mod {y} = {x % y}")
+            euclid.append(f"{x}%{y}={x % y}")
             x, y = y, x % y
-        by_lists = f"{a}: {' '.join(map(str, lists[0]))}; {b}: {' '.join(map(str, lists[1]))}"
+        by_lists = f"{a}:{','.join(map(str, lists[0]))};{b}:{','.join(map(str, lists[1]))}"
         steps = [
-            ("expert_perspective", f"{by_lists}; both {' '.join(map(str, shared))}"),
-            ("expert_perspective", ", ".join(euclid)),
+            ("expert_perspective", f"{by_lists};{','.join(map(str, shared))}"),
+            ("expert_perspective", ",".join(euclid)),
         ]
-        question = f"What divides {a} and {b} at most? Ask two experts."
+        question = f"Largest divisor of {a} and {b}? Two experts."
         yield Problem(question, steps, str(gcd(a, b)), "divisors")
 
 
 def orthogonal_wisdom(seed: int, level: int) -> Iterator[Problem]:
     for numbers, signs, answer in _sums(seed, level, least_terms=3):
         if "-" not in signs:
-            there = [("step", f"{a} + {b} = {r}") for a, _, b, r in _equations(numbers, signs)]
-            back = [("orthogonal_wisdom", f"{a} + {b} = {r}") for a, _, b, r in _equations(numbers[::-1], signs)]
-            yield Problem(f"What is {_expression(numbers, signs)}? Both ways.", there + back, answer, "sums")
+            there = [("step", f"{a}+{b}={r}") for a, _, b, r in _equations(numbers, signs)]
+            back = [("orthogonal_wisdom", f"{a}+{b}={r}") for a, _, b, r in _equations(numbers[::-1], signs)]
+            yield Problem(f"{_expression(numbers, signs)}? Both ways.", there + back, answer, "sums")
 
 
 def _slip(dice: random.Random, result: int, least: int = 0) -> int:
@@ -244,7 +242,7 @@ def _slip(dice: random.Random, result: int, least: int = 0) -> int:
 
 def _doubted(a: int, sign: str, b: int, claimed: int) -> str:
     back = claimed - b if sign == "+" else claimed + b
-    return f"{claimed} {'-' if sign == '+' else '+'} {b} = {back} {'yes' if back == a else 'no'}"
+    return f"{claimed}{'-' if sign == '+' else '+'}{b}={back} {'yes' if back == a else 'no'}"
 
 
 def self_doubt(seed: int, level: int) -> Iterator[Problem]:
@@ -255,31 +253,29 @@ def self_doubt(seed: int, level: int) -> Iterator[Problem]:
         for i, (a, sign, b, result) in enumerate(equations):
             if i == wrong:
                 claimed = _slip(dice, result, least=b if sign == "+" else 0)
-                steps += [("step", f"{a} {sign} {b} = {claimed}"), ("self_doubt", _doubted(a, sign, b, claimed))]
-            steps += [("step", f"{a} {sign} {b} = {result}"), ("self_doubt", _doubted(a, sign, b, result))]
-        yield Problem(f"What is {_expression(numbers, signs)}? Doubt each step.", steps, answer, "sums")
+                steps += [("step", f"{a}{sign}{b}={claimed}"), ("self_doubt", _doubted(a, sign, b, claimed))]
+            steps += [("step", f"{a}{sign}{b}={result}"), ("self_doubt", _doubted(a, sign, b, result))]
+        yield Problem(f"{_expression(numbers, signs)}? Doubt it.", steps, answer, "sums")
 
 
 def bayesian(seed: int, level: int) -> Iterator[Problem]:
     """Bags of two kinds, as many balls in each; natural frequencies (Gigerenzer & Hoffrage 1995)."""
-    dice, (bags, balls) = random.Random(seed), {1: (3, 4), 2: (5, 7), 3: (9, 9)}[level]
+    dice, (bags, balls) = random.Random(seed), {1: (4, 5), 2: (6, 7), 3: (9, 9)}[level]
     for _ in range(_CHUNK):
         of_a, of_b = dice.randint(1, bags), dice.randint(1, bags)
-        in_a, in_b, colour = dice.randint(1, balls - 1), dice.randint(1, balls - 1), dice.choice(_COLOURS)
+        in_a, in_b = dice.randint(1, balls - 1), dice.randint(1, balls - 1)
         first, second = of_a * in_a, of_b * in_b
         both, asked = first + second, dice.choice("AB")
         share = Fraction(first if asked == "A" else second, both)
         raw = f"{first if asked == 'A' else second}/{both}"
         steps = [
-            ("bayesian", f"A: {of_a} * {in_a} = {first}"),
-            ("bayesian", f"B: {of_b} * {in_b} = {second}"),
-            ("step", f"{first} + {second} = {both}"),
-            ("bayesian", raw if raw == str(share) else f"{raw} = {share}"),
+            ("bayesian", f"A:{of_a}*{in_a}={first}"),
+            ("bayesian", f"B:{of_b}*{in_b}={second}"),
+            ("step", f"{first}+{second}={both}"),
+            ("bayesian", raw if raw == str(share) else f"{raw}={share}"),
         ]
-        question = (
-            f"{_counted(of_a, 'bag')} A with {in_a} {colour} of {balls}, {_counted(of_b, 'bag')} B with {in_b}. "
-            f"One is {colour}: how likely from {asked}?"
-        )
+        kinds = f"{_counted(of_a, 'bag')} A with {in_a} of {balls} red, {of_b} B with {in_b}"
+        question = f"{kinds}. A red one: from {asked}?"
         yield Problem(question, steps, str(share), "probability")
 
 
@@ -289,12 +285,11 @@ def multidomain(seed: int, level: int) -> Iterator[Problem]:
         ((animal, number),) = group.items()
         (thing, (parts, each)), times = dice.choice(list(_THINGS.items())), dice.randint(1, most)
         steps = [
-            ("multidomain", f"{animal}: {number} * {legs[animal]} = {total}"),
-            ("multidomain", f"{thing}: {times} * {each} = {times * each}"),
-            ("step", f"{total} + {times * each} = {int(total) + times * each}"),
+            ("multidomain", f"{animal}:{number}*{legs[animal]}={total}"),
+            ("multidomain", f"{thing}:{times}*{each}={times * each}"),
+            ("step", f"{total}+{times * each}={int(total) + times * each}"),
         ]
-        asked = f"the legs of {_counted(number, animal)} and the {parts} of {_counted(times, thing)}"
-        question = f"How many are {asked}? Use each domain."
+        question = f"Legs of {_counted(number, animal)} and {parts} of {_counted(times, thing)}? Domains."
         yield Problem(question, steps, str(int(total) + times * each), "animals and things")
 
 
@@ -305,11 +300,11 @@ def self_correction(seed: int, level: int) -> Iterator[Problem]:
         wrong = dice.randrange(len(equations)) if dice.random() < 0.5 else None
         for i, (a, sign, b, result) in enumerate(equations):
             if i == wrong:
-                steps.append(("step", f"{a} {sign} {b} = {_slip(dice, result)}"))
-            steps.append(("self_correction" if i == wrong else "step", f"{a} {sign} {b} = {result}"))
+                steps.append(("step", f"{a}{sign}{b}={_slip(dice, result)}"))
+            steps.append(("self_correction" if i == wrong else "step", f"{a}{sign}{b}={result}"))
         if wrong is None:  # looked over once more, and nothing to mend
             steps.append(("self_correction", steps[-1][1]))
-        yield Problem(f"What is {_expression(numbers, signs)}? Mend slips.", steps, answer, "sums")
+        yield Problem(f"{_expression(numbers, signs)}? Mend slips.", steps, answer, "sums")
 
 
 def uncertainty(seed: int, level: int) -> Iterator[Problem]:
@@ -327,7 +322,7 @@ def uncertainty(seed: int, level: int) -> Iterator[Problem]:
                 continue
             steps = [("uncertainty", f"{' '.join(o)} {verdict}") for o, verdict in zip(orders, verdicts, strict=True)]
             facts = " ".join(f"{x} is taller than {y}." for x, y in told)
-            question = f"{facts} Is {asked[0]} taller than {asked[1]}? Say if unknown."
+            question = f"{facts} Is {asked[0]} taller than {asked[1]}?"
             yield Problem(question, steps, answer, "orders")
 
 

@@ -19,7 +19,7 @@ REPAIRED = ("self_doubt", "self_correction")
 #: Share of the rows whose true trace holds a tag in which the model should use it, too (METHOD). `thinking`: all rows.
 USAGE_TARGETS = {"thinking": 0.8, "step": 0.7, "mece": 0.6, "falsify": 0.6, "doubt": 0.5}
 _USAGE_STRATEGY = {"mece": "mece", "falsify": "falsification", "doubt": "self_doubt"}
-_SUM = re.compile(r"(\d+) ([-+]) (\d+) = (\d+)")
+_SUM = re.compile(r"(\d+) ?([-+]) ?(\d+) ?= ?(\d+)")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def reason(
     """
     if not rows:
         raise ValueError("there are no reasoning rows to answer")
-    begun = [planted(row, words) if row.strategy in REPAIRED else "" for row in rows]
+    begun = [planted(row) if row.strategy in REPAIRED else "" for row in rows]
     prompts = [f"{row.prompt} {start}" if start else row.prompt for row, start in zip(rows, begun, strict=True)]
     written = greedy_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     texts = [start + text for start, text in zip(begun, written, strict=True)]
@@ -61,15 +61,14 @@ def reason(
     return Reasoned(list(rows), texts, thoughts, correct)
 
 
-def planted(row: ReasoningRow, words: Vocabulary) -> str:
-    """The beginning of a thought whose last sum is off by one: the true trace's first sum, spoiled. "" without one."""
-    steps = words.read(row.reasoning).steps
-    for tag, text in steps:
-        if found := _SUM.match(text):
-            a, sign, b, _ = found.groups()
-            true = int(a) + int(b) if sign == "+" else int(a) - int(b)
-            return f"{words.begin}{tag} {a} {sign} {b} = {true + 1}"
-    return ""
+def planted(row: ReasoningRow) -> str:
+    """The beginning of a thought that ends in a slip: the true trace up to its first sum, off by one. "" without one."""
+    found = _SUM.search(row.reasoning)
+    if found is None:
+        return ""
+    a, sign, b, _ = found.groups()
+    true = int(a) + int(b) if sign == "+" else int(a) - int(b)
+    return row.reasoning[: found.start(4)] + str(true + 1)
 
 
 def token_usage(found: Reasoned, words: Vocabulary) -> dict[str, float]:

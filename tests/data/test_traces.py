@@ -1,5 +1,6 @@
 """The procedural maker: ten strategies, true line by line, no prompt twice, and a check that finds what is false."""
 
+import re
 import time
 from collections import Counter
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pytest
 
 from forgelib.data import STRATEGIES, DataError, vocabulary
 from forgelib.data.thinking import VOCABULARIES
-from forgelib.data.trace_checks import equations, flaw
+from forgelib.data.trace_checks import equations, false_spans, flaw
 from forgelib.data.traces import procedural_rows
 
 WORDS = vocabulary("forge-12")
@@ -69,13 +70,11 @@ def test_any_number_changed_in_a_trace_is_found(strategy, level):
     swaps = {"yes": "no", "no": "yes", "unknown": "yes"}
     for row in procedural_rows(30, WORDS, seed=2, strategies=[strategy], difficulties=(level,)):
         assert flaw(row, WORDS) == ""
-        parts = row.reasoning.replace("[/", " [/").replace("<", " <").split(" ")
-        places = [i for i, part in enumerate(parts) if part.isdigit() or part in swaps]
-        places = [i for i in places if parts[i + 1] != "<correct>"]
-        for place in places:
-            part = parts[place]
-            changed = [*parts[:place], swaps.get(part) or str(int(part) + 1), *parts[place + 1 :]]
-            text = " ".join(changed).replace(" [/", "[/").replace(" <", "<")
+        for found in re.finditer(r"\d+|\byes\b|\bno\b|unknown", row.reasoning):
+            if row.reasoning[found.end() :].startswith("<correct>"):
+                continue
+            new = swaps.get(found.group()) or str(int(found.group()) + 1)
+            text = row.reasoning[: found.start()] + new + row.reasoning[found.end() :]
             assert flaw(replace(row, reasoning=text), WORDS), (row.text, text)
         assert flaw(replace(row, answer=swaps.get(row.answer) or row.answer + "1"), WORDS)
 
@@ -91,7 +90,7 @@ def test_a_slip_without_repair_is_a_flaw():
 def test_a_group_left_out_or_counted_twice_is_a_flaw():
     row = procedural_rows(1, WORDS, seed=0, strategies=["mece"])[0]
     first, second, *_ = WORDS.read(row.reasoning).steps
-    for steps in ([first, ("<step>", f"0 + {row.answer} = {row.answer}")], [first, first, second]):
+    for steps in ([first, ("<step>", f"0+{row.answer}={row.answer}")], [first, first, second]):
         assert "each once" in flaw(replace(row, reasoning=WORDS.write(steps)), WORDS)
 
 
@@ -114,3 +113,21 @@ def test_what_cannot_be_made_is_refused():
         procedural_rows(10, vocabulary("forge-8"), seed=0)
     with pytest.raises(DataError, match="difficulty = 4: must be 1, 2 or 3"):
         procedural_rows(10, WORDS, seed=0, difficulties=(4,))
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("3+4=8", [(0, 5)]),
+        ("so 3 + 4 = 8.", [(3, 12)]),
+        ("5*2+4=14", []),
+        ("3+4=7 and 3+4=7.5", []),
+        ("1,000+5=1,005", []),
+        ("48/2=24, then 24/2=13", [(14, 21)]),
+        ("12%5=3", [(0, 6)]),
+        ("7/0=7", [(0, 5)]),
+        ("2+2=5+1", []),
+    ],
+)
+def test_false_equations_are_found_and_parts_of_longer_ones_are_not(text, found):
+    assert false_spans(text) == found

@@ -1,5 +1,6 @@
 """How a model reasons: answers by generation, planted slips, tags used - on a model whose texts are known."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -50,7 +51,7 @@ def test_the_slip_strategies_are_asked_to_go_on_from_a_false_sum(writes):
     begun = [prompt for prompt in prompts if "[thinking]" in prompt]
     assert len(begun) == sum(row.strategy in REPAIRED for row in ROWS) == 12
     for prompt in begun:
-        a, sign, b, _, claimed = prompt.partition("<step> ")[2].split()
+        a, sign, b, claimed = re.match(r"(\d+)([-+])(\d+)=(\d+)$", prompt.partition("<step>")[2]).groups()
         assert int(claimed) == (int(a) + int(b) if sign == "+" else int(a) - int(b)) + 1
 
 
@@ -72,9 +73,9 @@ def test_a_model_that_copies_the_slip_onward_is_wrong(writes):
 def test_without_tags_a_slip_can_be_planted_too():
     words = vocabulary("startofthought")
     row = procedural_rows(1, words, seed=0, strategies=["self_doubt"])[0]
-    start = planted(row, words)
-    assert start.startswith(words.begin) and len(start.split(" = ")) == 2
-    assert planted(replace(row, reasoning=words.write([("", "no sum here")])), words) == ""
+    start = planted(row)
+    assert start.startswith(words.begin) and start.count("=") == 1
+    assert planted(replace(row, reasoning=words.write([("", "no sum here")]))) == ""
 
 
 def test_usage_counts_only_rows_where_the_tag_applies(writes):
