@@ -62,7 +62,7 @@ def reason(
 
 
 def planted(row: ReasoningRow) -> str:
-    """The beginning of a thought that ends in a slip: the true trace up to its first sum, off by one. "" without one."""
+    """The beginning of a thought with a slip: the true trace up to its first sum, which is off by one. "" without."""
     found = _SUM.search(row.reasoning)
     if found is None:
         return ""
