@@ -86,6 +86,21 @@ def splits(p: QuietBake, words: Vocabulary) -> Splits:
     return found
 
 
+def source_rows(rows: Splits) -> list[dict]:
+    """One row a maker: how many of its rows each part holds, and how many of them a machine has checked."""
+    makers = dict.fromkeys(row.source for row in (*rows.train, *rows.watch, *rows.gate))
+    parts = {"train": rows.train, "watch": rows.watch, "gate": rows.gate}
+    return [
+        {
+            "dataset": "reasoning rows",
+            "source": maker,
+            **{name: sum(row.source == maker for row in part) for name, part in parts.items()},
+            "checked": sum(row.verified and row.source == maker for part in parts.values() for row in part),
+        }
+        for maker in makers
+    ]
+
+
 def bake_config(p: QuietBake) -> BakeConfig:
     """The notebook's parameters as the baking's configuration."""
     return BakeConfig(

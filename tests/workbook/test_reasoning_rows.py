@@ -34,6 +34,19 @@ def test_rows_of_a_file(tmp_path):
     assert len(found.skipped) == 1 and "rows.jsonl, line 401: is no JSON" in found.skipped[0]
 
 
+def test_every_maker_is_listed_with_what_was_checked():
+    found = phase3.splits(P, WORDS)
+    mixed = replace(found, gate=[replace(row, source="local:x", verified=False) for row in found.gate])
+    mine, theirs = phase3.source_rows(mixed)
+    assert mine == {"dataset": "reasoning rows", "source": "procedural"} | {
+        "train": 60,
+        "watch": 20,
+        "gate": 0,
+        "checked": 80,
+    }
+    assert theirs["source"] == "local:x" and theirs["gate"] == 40 and theirs["checked"] == 0
+
+
 def test_a_file_without_rows_for_validation_is_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [row for row in procedural_rows(60, WORDS, seed=0) if row.part == "train"]
