@@ -3,9 +3,9 @@
     for record in bake(model, tokenizer, words, train, watch, config, checkpointer=..., control=...):
         ...
 
-yields one small record per optimizer step; at the end of each part of an epoch it holds what the model can do by
-itself: it thinks and answers greedily, and the answers are compared. Training ends when that reaches its targets. There
-is no stop on a plateau: small models sit on one before they learn to reason.
+yields one small record per optimizer step; a few times on the way it holds what the model can do by itself: it thinks
+and answers greedily, and the answers are compared. Training ends when that reaches its targets. There is no stop on a
+plateau: small models sit on one before they learn to reason.
 
 The question, and every equation that is false (a slip that the trace goes on to mend), carry no loss. A share of the
 rows is shown without its thought, so that the path without one stays in distribution: later steps compare against it.
@@ -40,7 +40,8 @@ PADDED_TO = 32
 class BakeConfig:
     """How traces are baked. Learning rates rise over `warmup_share` of the steps and fall linearly to zero.
 
-    target, strategy_target: shares of right answers, over all rows and in each strategy, that end the training.
+    looks: how often on the way the model is let answer. target, strategy_target: shares of right answers, over all rows
+    and in each strategy, that end the training.
     """
 
     seed: int
@@ -51,7 +52,7 @@ class BakeConfig:
     warmup_share: float = 0.05
     ema_decay: float = 0.98
     direct_share: float = 0.12
-    looks_per_epoch: int = 1
+    looks: int = 8
     target: float = 0.85
     strategy_target: float = 0.765
     max_new_tokens: int = 96
@@ -92,11 +93,11 @@ def bake(
     """
     if not train or not watch:
         raise ValueError(f"baking needs rows to train on and to watch: got {len(train)} and {len(watch)}")
-    if config.batch_size < 1 or config.epochs < 1 or config.looks_per_epoch < 1:
-        raise ValueError(f"epochs, batch_size and looks_per_epoch must be at least 1: {config}")
+    if config.batch_size < 1 or config.epochs < 1 or config.looks < 1:
+        raise ValueError(f"epochs, batch_size and looks must be at least 1: {config}")
     encoded = _encode_all(tokenizer, train, config)
     per_epoch = -(-len(encoded) // config.batch_size)
-    steps, every = config.epochs * per_epoch, max(1, per_epoch // config.looks_per_epoch)
+    steps, every = config.epochs * per_epoch, max(1, config.epochs * per_epoch // config.looks)
     rates = {"muon_lr": config.muon_lr, "adamw_lr": config.adamw_lr}
     optimizer = MuonGrokfast(model, MuGrokConfig.preset("baking", **rates))
     base_rates = [group["lr"] for group in optimizer.param_groups]

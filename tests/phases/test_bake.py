@@ -17,7 +17,7 @@ from forgelib.thoughts import add_vocabulary
 
 WORDS = vocabulary("forge-12")
 ROWS = procedural_rows(200, WORDS, seed=0, part="train")
-CONFIG = BakeConfig(seed=0, epochs=2, batch_size=16, muon_lr=0.01, adamw_lr=0.003, max_new_tokens=8)
+CONFIG = BakeConfig(seed=0, epochs=2, looks=2, batch_size=16, muon_lr=0.01, adamw_lr=0.003, max_new_tokens=8)
 
 
 def small():
@@ -110,7 +110,7 @@ def test_padding_changes_no_loss(tokenizer):
 
 
 def test_the_loss_falls_and_the_looks_hold_the_metrics(tmp_path):
-    _, steps = baked(tmp_path, n=64, config=replace(CONFIG, epochs=4))
+    _, steps = baked(tmp_path, n=64, config=replace(CONFIG, epochs=4, looks=4))
     records = list(steps)
     assert len(records) == 16 and records[-1]["loss"] < 0.85 * records[0]["loss"]
     looked = [record for record in records if "accuracy_overall" in record]
@@ -126,7 +126,7 @@ def test_the_loss_falls_and_the_looks_hold_the_metrics(tmp_path):
 def test_it_ends_at_the_first_look_that_reaches_the_targets(tmp_path, monkeypatch):
     looks = iter([0.99, 1.0, 1.0])
     monkeypatch.setattr(bake_module, "look", lambda *_: {"convergence_progress": next(looks)})
-    _, steps = baked(tmp_path, config=replace(CONFIG, epochs=5))
+    _, steps = baked(tmp_path, config=replace(CONFIG, epochs=5, looks=5))
     assert [record.get("convergence_progress") for record in steps] == [None, 0.99, None, 1.0]
 
 
@@ -138,7 +138,7 @@ def test_the_average_is_looked_at_and_kept(tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr(bake_module, "look", look)
-    model, steps = baked(tmp_path, config=replace(CONFIG, epochs=1))
+    model, steps = baked(tmp_path, config=replace(CONFIG, epochs=1, looks=1))
     for record in steps:
         own, last = [p.detach().clone() for p in model.parameters()], record["step"]
     assert last == 1 and any(not torch.equal(p, q) for p, q in zip(own, seen[0], strict=True))
