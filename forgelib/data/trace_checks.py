@@ -128,7 +128,7 @@ def _falsification(question: str, steps: Steps, answer: str) -> str:
     for x, text in itertools.zip_longest(candidates[: len(tried)], tried):
         product = int(factor or 1) * x
         fits = product + int(summand) == int(value)
-        if text != f"{product}+{summand}={product + int(summand)} {'yes' if fits else 'no'}":
+        if text != f"{product}+{summand}={product + int(summand)};{value} {'yes' if fits else 'no'}":
             return f"{text!r} is no test of {x}"
         if fits != (text == tried[-1]):
             return f"stops at {text!r}"
@@ -170,7 +170,7 @@ def _self_doubt(question: str, steps: Steps, answer: str) -> str:
     for (kind, claim), (doubt, check) in _pairs(steps):
         a, sign, b, claimed = re.match(r"(\d+)([-+])(\d+)=(\d+)", claim).groups()
         verdict = "yes" if str(_value([claimed, "-" if sign == "+" else "+", b])) == a else "no"
-        start, end = f"{claimed}{'-' if sign == '+' else '+'}{b}=", f" {verdict}"
+        start, end = f"{claimed}{'-' if sign == '+' else '+'}{b}=", f";{a} {verdict}"
         if (kind, doubt) != ("step", "self_doubt") or not (check.startswith(start) and check.endswith(end)):
             return f"{check!r} does not doubt {claim!r}"
     return _sum(question, [step for step in steps if step[0] == "step"], answer)
@@ -206,11 +206,11 @@ def _self_correction(question: str, steps: Steps, answer: str) -> str:
 
 
 def _uncertainty(question: str, steps: Steps, answer: str) -> str:
-    told = re.findall(r"(\w+) is taller than (\w+)\.", question)
-    first, second = re.search(r"Is (\w+) taller than (\w+)\?", question).groups()
+    told = re.findall(r"([A-Z])>([A-Z])[,.]", question)
+    first, second = re.search(r"Is ([A-Z])>([A-Z])\?", question).groups()
     people = sorted({name for pair in told for name in pair} | {first, second})
     fitting = {o for o in itertools.permutations(people) if all(o.index(x) < o.index(y) for x, y in told)}
-    shown = [tuple(text.split()[:-1]) for _, text in steps]
+    shown = [tuple(text.split()[0].split(">")) for _, text in steps]
     if len(shown) != len(set(shown)) or set(shown) != fitting:
         return f"the orders {shown} are not all that fit"
     verdicts = ["yes" if o.index(first) < o.index(second) else "no" for o in shown]

@@ -42,7 +42,7 @@ _THINGS = {
     "square": ("corners", 4),
     "cube": ("faces", 6),
 }
-_NAMES = ("Ana", "Ben", "Dan", "Eva", "Ian", "Kim", "Lea", "Leo", "Max", "Mia", "Tom", "Zoe")
+_NAMES = "ABCDEFGHKLMN"
 #: kind of a step: a strategy, or "step"
 Steps = list[tuple[str, str]]
 
@@ -202,7 +202,7 @@ def falsification(seed: int, level: int) -> Iterator[Problem]:
             if factor > 1:
                 steps.append(("step", f"{factor}*{x}={factor * x}"))
             verdict = "yes" if x == true else "no"
-            steps.append(("falsification", f"{factor * x}+{term}={factor * x + term} {verdict}"))
+            steps.append(("falsification", f"{factor * x}+{term}={factor * x + term};{value} {verdict}"))
         asked = ",".join(map(str, tried))
         yield Problem(f"{left}={value}? Try {asked}.", steps, str(true), "equations")
 
@@ -242,7 +242,7 @@ def _slip(dice: random.Random, result: int, least: int = 0) -> int:
 
 def _doubted(a: int, sign: str, b: int, claimed: int) -> str:
     back = claimed - b if sign == "+" else claimed + b
-    return f"{claimed}{'-' if sign == '+' else '+'}{b}={back} {'yes' if back == a else 'no'}"
+    return f"{claimed}{'-' if sign == '+' else '+'}{b}={back};{a} {'yes' if back == a else 'no'}"
 
 
 def self_doubt(seed: int, level: int) -> Iterator[Problem]:
@@ -320,9 +320,9 @@ def uncertainty(seed: int, level: int) -> Iterator[Problem]:
             answer = verdicts[0] if len(set(verdicts)) == 1 else "unknown"
             if answer == "unknown" and dice.random() < 0.4:  # so that no answer is right half of the time
                 continue
-            steps = [("uncertainty", f"{' '.join(o)} {verdict}") for o, verdict in zip(orders, verdicts, strict=True)]
-            facts = " ".join(f"{x} is taller than {y}." for x, y in told)
-            question = f"{facts} Is {asked[0]} taller than {asked[1]}?"
+            steps = [("uncertainty", f"{'>'.join(o)} {verdict}") for o, verdict in zip(orders, verdicts, strict=True)]
+            facts = ", ".join(f"{x}>{y}" for x, y in told)
+            question = f"Heights: {facts}. Is {asked[0]}>{asked[1]}?"
             yield Problem(question, steps, answer, "orders")
 
 
