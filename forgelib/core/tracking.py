@@ -83,7 +83,7 @@ class Tracker:
         import wandb
 
         artifact = wandb.Artifact(name, type=kind)
-        with self._files_in_run_dir():
+        with self._in_run_dir_and_quiet():
             for file in (p for p in sorted(Path(path).rglob("*")) if p.is_file()):
                 artifact.add_file(str(file), name=file.relative_to(path).as_posix())  # add_dir would print
             self._start_wandb().log_artifact(artifact)
@@ -101,7 +101,7 @@ class Tracker:
             known = self.run_dir / "wandb_id"
             run_id = known.read_text().strip() if known.is_file() else secrets.token_hex(4)
             known.write_text(run_id)
-            with self._files_in_run_dir():
+            with self._in_run_dir_and_quiet():
                 self._wandb = wandb.init(
                     project=self.project,
                     name=self.run_name,
@@ -117,9 +117,11 @@ class Tracker:
         return self._wandb
 
     @contextlib.contextmanager
-    def _files_in_run_dir(self) -> Iterator[None]:
-        """W&B keeps copies of models and logs in the home folder unless these variables say otherwise."""
+    def _in_run_dir_and_quiet(self) -> Iterator[None]:
+        """W&B keeps copies of models and logs in the home folder, and advertises where it sees a client of a language
+        model, unless these variables say otherwise."""
         chosen = {name: str(self.run_dir / "wandb") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")}
+        chosen["WANDB_DISABLE_WEAVE"] = "true"
         before = {name: os.environ.get(name) for name in chosen}
         os.environ.update({name: before[name] or folder for name, folder in chosen.items()})
         try:
