@@ -30,6 +30,7 @@ from forgelib.evaluate.reasoning import reason, token_usage
 from forgelib.optim import MuGrokConfig, MuonGrokfast
 
 IGNORED = -100
+Encoded = tuple[list[int], list[int]]  # input_ids and labels of a row
 #: Batches among which rows are sorted by length: they then carry little padding, and still come in random order.
 SORTED_TOGETHER = 16
 #: Batches are as long as a multiple of this: every new shape costs the CPU's matrix library a second to prepare.
@@ -95,7 +96,7 @@ def bake(
         raise ValueError(f"baking needs rows to train on and to watch: got {len(train)} and {len(watch)}")
     if config.batch_size < 1 or config.epochs < 1 or config.looks < 1:
         raise ValueError(f"epochs, batch_size and looks must be at least 1: {config}")
-    encoded = _encode_all(tokenizer, train, config)
+    encoded = [(encode(tokenizer, r, config.max_tokens), encode(tokenizer, r, config.max_tokens, True)) for r in train]
     per_epoch = -(-len(encoded) // config.batch_size)
     steps, every = config.epochs * per_epoch, max(1, config.epochs * per_epoch // config.looks)
     rates = {"muon_lr": config.muon_lr, "adamw_lr": config.adamw_lr}
@@ -113,8 +114,9 @@ def bake(
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * scale
             if place == 0 or step == loop.start_step:
-                batches = epoch_order(encoded, config, epoch)
-            record = _train_step(model, optimizer, *padded([encoded[i] for i in batches[place]], pad), step)
+                shown = shown_in(epoch, encoded, config)
+                batches = epoch_order(shown, config, epoch)
+            record = _train_step(model, optimizer, *padded([shown[i] for i in batches[place]], pad), step)
             average.update(model)
             record |= {"epoch": (step + 1) / per_epoch, "learning_rate": config.muon_lr * scale}
             if (step + 1) % every == 0 or step + 1 == steps:
@@ -145,7 +147,7 @@ def look(
     }
 
 
-def encode(tokenizer, row: ReasoningRow, max_tokens: int, direct: bool = False) -> tuple[list[int], list[int]]:
+def encode(tokenizer, row: ReasoningRow, max_tokens: int, direct: bool = False) -> Encoded:
     """input_ids and labels of a row; labels are IGNORED on the prompt and on false equations.
 
     With `direct` the thought is left out. Raises ValueError for a row longer than `max_tokens`.
@@ -167,12 +169,14 @@ def encode(tokenizer, row: ReasoningRow, max_tokens: int, direct: bool = False) 
     return prompt + ids + end, [IGNORED] * len(prompt) + labels + end
 
 
-def _encode_all(tokenizer, rows: Sequence[ReasoningRow], config: BakeConfig) -> list[tuple[list[int], list[int]]]:
-    dice = random.Random(stream(config.seed, "rows without their thought"))
-    return [encode(tokenizer, row, config.max_tokens, dice.random() < config.direct_share) for row in rows]
+def shown_in(epoch: int, encoded: Sequence[tuple[Encoded, Encoded]], config: BakeConfig) -> list[Encoded]:
+    """Each row with its thought or, in `direct_share` of the cases, without. Drawn anew in every epoch: which rows are
+    always shown without one, a model learns by heart, and then answers their like directly, too."""
+    dice = random.Random(stream(config.seed, "rows without their thought", epoch))
+    return [direct if dice.random() < config.direct_share else thought for thought, direct in encoded]
 
 
-def epoch_order(encoded: Sequence[tuple[list[int], list[int]]], config: BakeConfig, epoch: int) -> list[list[int]]:
+def epoch_order(encoded: Sequence[Encoded], config: BakeConfig, epoch: int) -> list[list[int]]:
     """Batches of row indices of an epoch: every row once, rows of like length together, batches in random order."""
     dice = random.Random(stream(config.seed, "baking order", epoch))
     order = list(range(len(encoded)))
@@ -186,7 +190,7 @@ def epoch_order(encoded: Sequence[tuple[list[int], list[int]]], config: BakeConf
     return batches
 
 
-def padded(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor]:
     """input_ids and labels [B, T], padded on the right, where no earlier token looks; T a multiple of PADDED_TO."""
     longest = -(-max(len(ids) for ids, _ in rows) // PADDED_TO) * PADDED_TO
     input_ids, labels = torch.full((len(rows), longest), pad), torch.full((len(rows), longest), IGNORED)

@@ -12,7 +12,7 @@ from forgelib.data import vocabulary
 from forgelib.data.tokenizer import train_bpe
 from forgelib.data.traces import procedural_rows
 from forgelib.phases import bake as bake_module
-from forgelib.phases.bake import IGNORED, BakeConfig, BakeStopped, bake, encode, epoch_order, padded
+from forgelib.phases.bake import IGNORED, BakeConfig, BakeStopped, bake, encode, epoch_order, padded, shown_in
 from forgelib.thoughts import add_vocabulary
 
 WORDS = vocabulary("forge-12")
@@ -95,6 +95,15 @@ def test_an_epoch_holds_every_row_once_in_an_order_of_its_own(tokenizer):
     sizes = [padded([encoded[i] for i in batch], 0)[0].shape for batch in orders[0]]
     assert sum(rows * longest for rows, longest in sizes) < 1.5 * sum(len(ids) for ids, _ in encoded)
     assert len({longest for _, longest in sizes}) <= 4, "few shapes"
+
+
+def test_which_rows_go_without_their_thought_is_drawn_anew_in_every_epoch(tokenizer):
+    both = [(encode(tokenizer, row, 512), encode(tokenizer, row, 512, True)) for row in ROWS]
+    config = replace(CONFIG, direct_share=0.25)
+    direct = [[shown == pair[1] for shown, pair in zip(shown_in(e, both, config), both, strict=True)] for e in range(3)]
+    assert all(0.15 < sum(one) / len(ROWS) < 0.35 for one in direct) and direct[0] != direct[1] != direct[2]
+    assert shown_in(1, both, config) == shown_in(1, both, config)
+    assert shown_in(0, both, replace(CONFIG, direct_share=0.0)) == [thought for thought, _ in both]
 
 
 def test_padding_changes_no_loss(tokenizer):
