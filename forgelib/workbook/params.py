@@ -155,7 +155,7 @@ class QuietBake(Parameters):
     gate_rows: int = Field(400, ge=10, le=100_000, description="further validation rows that the gate is measured on")
     epochs: int = Field(12, ge=1, le=10_000, description="times every row is seen, at most")
     batch_size: int = Field(32, ge=1, le=4096, description="rows in one optimizer step")
-    muon_lr: float = Field(0.01, gt=0, le=1, description="learning rate of the hidden matrices, per step")
+    muon_lr: float = Field(0.008, gt=0, le=1, description="learning rate of the hidden matrices, per step")
     adamw_lr: float = Field(0.003, gt=0, le=1, description="learning rate of embeddings, norms and biases, per step")
     direct_share: float = Field(0.12, ge=0, lt=1, description="share of rows trained without their thought")
     max_new_tokens: int = Field(96, ge=4, le=4096, description="tokens of thought and answer, at most")
