@@ -36,6 +36,13 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the text says which one survives and what to do."""
 
 
+class RunStopped(RuntimeError):
+    """A training was stopped from outside; its checkpoint is kept."""
+
+    def __init__(self, done: int, total: int):
+        super().__init__(f"stopped on request after step {done} of {total}: start it again to go on from there")
+
+
 class Control:
     """Pause, resume or stop a run from outside, through the file control.json of its folder."""
 

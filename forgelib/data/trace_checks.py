@@ -23,21 +23,26 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
 
 
 def flaw(row: ReasoningRow, words: Vocabulary) -> str:
-    """The first thing wrong with a row of the procedural maker, in words; "" where there is none."""
+    """The first thing wrong with a row of the procedural maker, in words; "" where there is none.
+
+    Raises ValueError for a vocabulary whose tags do not tell the row's strategy from others (startofthought has none).
+    """
+    own = words.tag_of[row.strategy]
+    if not own or list(words.tag_of.values()).count(own) > 1:
+        raise ValueError(f"by the tags of {words.name} a trace of {row.strategy} cannot be told: write it in forge-12")
     thought = words.read(row.reasoning)
     if thought.inside is None or thought.problems:
         return "; ".join(thought.problems) or "no thought"
-    names = {tag: name for name, tag in words.tag_of.items() if tag} | {words.step: "step"}
-    own = words.tag_of[row.strategy]
-    if own and own not in thought.counts:
+    if own not in thought.counts:
         return f"{own} does not occur"
-    if not own or sum(tag == own for tag in words.tag_of.values()) > 1:  # tags do not tell strategies apart
-        return _untagged(row, thought.inside)
-    steps = [("step" if tag == words.step and own != words.step else names[tag], text) for tag, text in thought.steps]
-    if own == words.step:
-        steps = [(row.strategy, text) for _, text in steps]
+    names = {tag: name for name, tag in words.tag_of.items()} | {words.step: "step"} | {own: row.strategy}
     question = row.prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
-    return _false_equation(row.strategy, steps) or _LAWS[row.strategy](question, steps, row.answer)
+    return trace_flaw(row.strategy, question, [(names[tag], text) for tag, text in thought.steps], row.answer)
+
+
+def trace_flaw(strategy: str, question: str, steps: Steps, answer: str) -> str:
+    """The same for a trace before it is written in a vocabulary."""
+    return _false_equation(strategy, steps) or _LAWS[strategy](question, steps, answer)
 
 
 def equations(text: str) -> list[tuple[str, bool]]:
@@ -56,12 +61,6 @@ def _holds(match: re.Match) -> bool:
         return False
     value = Fraction(int(a), int(divisor)) if divisor else Fraction(_OPERATIONS[sign](int(a), int(b)))
     return value == Fraction(result)
-
-
-def _untagged(row: ReasoningRow, inside: str) -> str:
-    slips = row.strategy in ("self_doubt", "self_correction")
-    wrong = [equation for equation, true in equations(inside) if not true]
-    return f"{wrong[0]} is false" if len(wrong) > slips else ""
 
 
 def _false_equation(strategy: str, steps: Steps) -> str:

@@ -15,8 +15,8 @@ traces that are true line by line.
 | uncertainty | who is taller, our own | every order that fits; "unknown" where they disagree |
 
 The question names its strategy, so that one problem can be asked in several ways; equations are written without blanks,
-which in a vocabulary of single digits would be half of the tokens. Answers of reasoning-gym's problems
-pass its own scorer, and every row passes `trace_checks.flaw`, which knows nothing of how it was made.
+which in a vocabulary of single digits would be tokens of their own. Answers of reasoning-gym's problems
+pass its own scorer, and every row passes `trace_checks.trace_flaw`, which knows nothing of how it was made.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from fractions import Fraction
 from math import gcd
 
 from forgelib.data import STRATEGIES, DataError, ReasoningRow, Vocabulary
-from forgelib.data.trace_checks import flaw
+from forgelib.data.trace_checks import trace_flaw
 
 #: Problems asked of reasoning-gym at once; so many chunks in a row without a new prompt, and a strategy is exhausted.
 _CHUNK, _PATIENCE = 500, 6
@@ -92,22 +92,19 @@ def _rows_of(
             row = _row(problem, strategy, level, words)
             if len(rows) < n and row.prompt not in known and part in ("", row.part):
                 known.add(row.prompt)
-                rows.append(_checked(row, words))
+                rows.append(row)
         barren, chunk = 0 if len(rows) > before else barren + 1, chunk + 1
     return rows
 
 
 def _row(problem: Problem, strategy: str, level: int, words: Vocabulary) -> ReasoningRow:
+    """The problem as a row, its trace checked. Raises DataError for one that is not true."""
+    if found := trace_flaw(strategy, problem.question, problem.steps, problem.answer):
+        raise DataError(f"a procedural {strategy} trace is wrong ({found}): {problem}")
     tags = {**words.tag_of, "step": words.step}
     reasoning = words.write([(tags[kind], text) for kind, text in problem.steps], gap="")
     prompt = f"Question: {problem.question}\nAnswer:"
     return ReasoningRow(prompt, reasoning, problem.answer, strategy, level, problem.topic, "procedural", True)
-
-
-def _checked(row: ReasoningRow, words: Vocabulary) -> ReasoningRow:
-    if found := flaw(row, words):
-        raise DataError(f"a procedural {row.strategy} row is wrong ({found}): {row.text!r}")
-    return row
 
 
 def _problems(dataset: str, seed: int, **config) -> Iterator[dict]:

@@ -24,9 +24,11 @@ _SUM = re.compile(r"(\d+) ?([-+]) ?(\d+) ?= ?(\d+)")
 
 @dataclass(frozen=True)
 class Reasoned:
-    """What a model made of rows: texts after the prompt, each taken apart, and whether its answer is right [n]."""
+    """What a model made of rows: how its text was begun for it ("" or a planted slip), texts after the prompt with that
+    beginning, each taken apart, and whether its answer is right [n]."""
 
     rows: list[ReasoningRow]
+    begun: list[str]
     texts: list[str]
     thoughts: list[Thought]
     correct: np.ndarray
@@ -58,7 +60,7 @@ def reason(
     texts = [start + text for start, text in zip(begun, written, strict=True)]
     thoughts = [words.read(text) for text in texts]
     correct = np.array([t.answer == row.answer for t, row in zip(thoughts, rows, strict=True)])
-    return Reasoned(list(rows), texts, thoughts, correct)
+    return Reasoned(list(rows), begun, texts, thoughts, correct)
 
 
 def planted(row: ReasoningRow) -> str:
@@ -73,7 +75,8 @@ def planted(row: ReasoningRow) -> str:
 
 def token_usage(found: Reasoned, words: Vocabulary) -> dict[str, float]:
     """For each name of USAGE_TARGETS that the vocabulary has: in what share of the rows whose true trace holds the tag
-    the model's thought does so, too. A name without such rows is left out."""
+    the model's thought does so, too; rows where the tag was written for it do not count. A name without rows is left
+    out."""
     tags = {"thinking": words.begin, "step": words.step} | {
         name: words.tag_of.get(strategy, "") for name, strategy in _USAGE_STRATEGY.items()
     }
@@ -81,8 +84,8 @@ def token_usage(found: Reasoned, words: Vocabulary) -> dict[str, float]:
     for name, tag in tags.items():
         used = [
             thought.counts[tag] > 0
-            for row, thought in zip(found.rows, found.thoughts, strict=True)
-            if tag and tag in row.reasoning
+            for row, start, thought in zip(found.rows, found.begun, found.thoughts, strict=True)
+            if tag and tag in row.reasoning and tag not in start
         ]
         if used:
             shares[name] = float(np.mean(used))

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from forgelib.core.ema import WeightAverage
 from forgelib.core.health import NonFiniteError, first_nonfinite
-from forgelib.core.loop import Checkpointer, Control, ResumableLoop
+from forgelib.core.loop import Checkpointer, Control, ResumableLoop, RunStopped
 from forgelib.core.rng import stream
 from forgelib.data import ReasoningRow, Vocabulary
 from forgelib.data.trace_checks import false_spans
 from forgelib.evaluate.reasoning import reason, token_usage
 from forgelib.optim import MuGrokConfig, MuonGrokfast
+from forgelib.optim.schedule import warmup_then_decay
 
 IGNORED = -100
 Encoded = tuple[list[int], list[int]]  # input_ids and labels of a row
@@ -59,18 +60,6 @@ class BakeConfig:
     max_new_tokens: int = 96
     max_tokens: int = 512
 
-    def rate_scale(self, step: int, steps: int) -> float:
-        """Learning-rate factor in (0, 1] at `step` (from 0) of `steps`."""
-        warmup = max(1, round(self.warmup_share * steps))
-        return (step + 1) / warmup if step < warmup else (steps - step) / max(1, steps - warmup)
-
-
-class BakeStopped(RuntimeError):
-    """The baking was stopped from outside; its checkpoint is kept."""
-
-    def __init__(self, done: int, total: int):
-        super().__init__(f"stopped on request after step {done} of {total}: start it again to go on from there")
-
 
 def bake(
     model: nn.Module,
@@ -90,7 +79,7 @@ def bake(
     Yields a record a step: step, epoch, loss (nats per token of trace and answer), learning_rate, grad_norm, tokens,
     tokens_per_second; and where it was looked at, accuracy_overall, accuracy_<strategy>, token_usage_<tag> and
     convergence_progress (1: the targets are reached). Raises ValueError without rows, or with a batch of fewer than
-    one; NonFiniteError naming the step and the first broken layer; BakeStopped when `control` asked for it.
+    one; NonFiniteError naming the step and the first broken layer; RunStopped when `control` asked for it.
     """
     if not train or not watch:
         raise ValueError(f"baking needs rows to train on and to watch: got {len(train)} and {len(watch)}")
@@ -106,11 +95,12 @@ def bake(
     parts = {"model": model, "optimizer": optimizer, "average": average}
     loop = ResumableLoop(parts, steps, checkpointer, control)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    torch.manual_seed(stream(config.seed, "dropout"))  # a checkpoint, where there is one, restores its own
     model.train()
     with loop:
         for step in loop:
             epoch, place = divmod(step, per_epoch)
-            scale = config.rate_scale(step, steps)
+            scale = warmup_then_decay(step, steps, config.warmup_share)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * scale
             if place == 0 or step == loop.start_step:
@@ -126,7 +116,7 @@ def bake(
             if record.get("convergence_progress") == 1.0:
                 break
     if loop.stopped:
-        raise BakeStopped(loop.done, steps)
+        raise RunStopped(loop.done, steps)
     average.copy_to(model)
     model.eval()
 

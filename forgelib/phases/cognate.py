@@ -15,11 +15,12 @@ from torch import nn
 
 from forgelib.core.ema import WeightAverage
 from forgelib.core.health import LossMonitor, NonFiniteError, first_nonfinite
-from forgelib.core.loop import Checkpointer, Control, ResumableLoop
+from forgelib.core.loop import Checkpointer, Control, ResumableLoop, RunStopped
 from forgelib.core.parallel import mean_over_processes, share_step
 from forgelib.core.rng import stream
 from forgelib.data.cursor import BatchCursor
 from forgelib.optim import MuGrokConfig, MuonGrokfast
+from forgelib.optim.schedule import warmup_then_decay
 from forgelib.phases.curriculum import Stage
 
 
@@ -52,17 +53,7 @@ class PretrainConfig:
 
     def rate_scale(self, step: int) -> float:
         """Learning-rate factor in (0, 1] at `step`, trapezoid without a plateau."""
-        warmup = max(1, round(self.warmup_share * self.total_steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        return (self.total_steps - step) / max(1, self.total_steps - warmup)
-
-
-class RunStopped(RuntimeError):
-    """The training was stopped from outside; its checkpoint is kept."""
-
-    def __init__(self, done: int, total: int):
-        super().__init__(f"stopped on request after step {done} of {total}: start it again to go on from there")
+        return warmup_then_decay(step, self.total_steps, self.warmup_share)
 
 
 class CurriculumBatches:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from forgelib.core.health import LossMonitor, NonFiniteError, first_nonfinite
-from forgelib.core.loop import Checkpointer, CheckpointError, Control, ResumableLoop
+from forgelib.core.loop import Checkpointer, CheckpointError, Control, ResumableLoop, RunStopped
 from forgelib.core.rng import seeded, stream
 from forgelib.evaluate.continuations import (
     PromptedQuestions,
@@ -45,6 +45,7 @@ from forgelib.evaluate.continuations import (
 )
 from forgelib.evaluate.prompt_effect import PromptEffect, compare, prompt_effect
 from forgelib.optim.lora_layers import adapted_layers
+from forgelib.optim.schedule import warmup_then_decay
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,7 @@ class PromptBakingConfig:
 
     def rate_at(self, step: int) -> float:
         """Learning rate at `step` (from 0)."""
-        warmup = max(1, round(self.warmup_share * self.steps))
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        return self.learning_rate * (self.steps - step) / max(1, self.steps - warmup)
-
-
-class BakingStopped(RuntimeError):
-    """The baking was stopped from outside; its checkpoint is kept."""
-
-    def __init__(self, done: int, total: int):
-        super().__init__(f"stopped on request after step {done} of {total}: start it again to go on from there")
+        return self.learning_rate * warmup_then_decay(step, self.steps, self.warmup_share)
 
 
 class _Adapter:
@@ -209,7 +200,7 @@ class PromptBaker:
         Yields step, kl (nats per continuation of the batch), grad_norm (before clipping), learning_rate, tokens (of the
         continuations) and tokens_per_second; every `evaluate_every` steps and at the last also heldout_kl and
         share_removed of it. Half-baking ends with the record whose share_removed reached `stop_at_share`.
-        Raises NonFiniteError naming the step and the first broken layer, DivergedError, and BakingStopped when
+        Raises NonFiniteError naming the step and the first broken layer, DivergedError, and RunStopped when
         `control` asked for it.
         """
         config, weights = self.config, self.trainable()
@@ -237,7 +228,7 @@ class PromptBaker:
                         loop.extra["stopped_at"] = step + 1
                 yield record
         if loop.stopped:
-            raise BakingStopped(loop.done, config.steps)
+            raise RunStopped(loop.done, config.steps)
 
     def _watched(self) -> tuple[list, float]:
         """Continuations of the held-out questions by the prompted model, and the bare model's KL on them."""

@@ -9,19 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from forgelib import evaluate
-from forgelib.core.artifacts import Artifact
+from forgelib.core.artifacts import Artifact, file_sha256
 from forgelib.core.rng import stream
 from forgelib.core.run import Run, latest_artifact, open_run
-from forgelib.core.tracking import JOURNAL, read_journal
 from forgelib.data import DataError, ReasoningRow, Vocabulary, read_rows
 from forgelib.data.traces import procedural_rows
 from forgelib.evaluate.reasoning import Reasoned
 from forgelib.phases.bake import BakeConfig, bake
-from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import phase1
 from forgelib.workbook.params import Parameters, QuietBake
 
@@ -116,13 +113,23 @@ def bake_config(p: QuietBake) -> BakeConfig:
     )
 
 
-def open_bake(p: QuietBake, parent: Artifact) -> Run:
-    """The run of the baking; what only the gate and the report read is no part of its key."""
-    left_out = {"wandb_mode", "on_gate_failure", "checkpoint_every_seconds", "gate_rows"}
+def rows_digest(p: QuietBake) -> str:
+    """sha256 of the file of rows, "" where there is none. Raises DataError for one that cannot be read."""
+    if not p.reasoning_file:
+        return ""
+    try:
+        return file_sha256(Path(p.reasoning_file))
+    except OSError as error:
+        raise DataError(f"{p.reasoning_file}: cannot be read ({error.strerror})") from error
+
+
+def open_bake(p: QuietBake, parents: list[Artifact]) -> Run:
+    """The run of the baking. What a file of rows holds is part of its key, not where it lies."""
+    left_out = {"wandb_mode", "on_gate_failure", "checkpoint_every_seconds", "reasoning_file"}
     return open_run(
         QuietBake.NOTEBOOK,
-        p.model_dump(exclude=left_out),
-        parents=[parent],
+        {**p.model_dump(exclude=left_out), "rows_sha256": rows_digest(p)},
+        parents=parents,
         seed=p.seed,
         tags=phase1.tags(p, vocabulary=p.vocabulary),
         label=p.profile,
@@ -130,12 +137,6 @@ def open_bake(p: QuietBake, parent: Artifact) -> Run:
         run_name="phase3-step1-baking",
         code=CODE,
     )
-
-
-def with_vocabulary(model: nn.Module, tokenizer, words: Vocabulary, seed: int):
-    """The model with the thinking tokens; where it has them, it stays as it is."""
-    torch.manual_seed(stream(seed, "thinking vocabulary"))
-    return add_vocabulary(model, tokenizer, words, seed=seed)
 
 
 def bake_steps(model: nn.Module, tokenizer, words: Vocabulary, rows: Splits, p: QuietBake, run: Run) -> Iterator[dict]:
@@ -154,12 +155,6 @@ def bake_steps(model: nn.Module, tokenizer, words: Vocabulary, rows: Splits, p: 
 def total_steps(p: QuietBake, rows: Splits) -> int:
     """Optimizer steps of all epochs, where nothing ends the training before."""
     return p.epochs * -(-len(rows.train) // p.batch_size)
-
-
-def records(run: Run) -> list[dict]:
-    """The baking's steps, from its artifact where it is finished."""
-    finished = run.finished()
-    return run.tracker.records() or (read_journal(finished.path / JOURNAL) if finished else [])
 
 
 def looks(steps: list[dict]) -> dict[str, list[dict]]:
@@ -187,10 +182,10 @@ def _row(name: str, before: np.ndarray, after: np.ndarray, threshold: float, see
     return {
         "strategy": name,
         "rows": len(after),
-        "before": round(float(before.mean()), 3),
-        "after": round(float(after.mean()), 3),
-        "low": round(low, 3),
-        "high": round(high, 3),
+        "before": float(before.mean()),
+        "after": float(after.mean()),
+        "low": low,
+        "high": high,
         "verdict": "passed" if after.mean() >= threshold else "failed",
     }
 

@@ -24,8 +24,9 @@ from forgelib.data.prepare import load_rows
 from forgelib.evaluate.accuracy import first_line, greedy_texts
 from forgelib.evaluate.reasoning import reason
 from forgelib.phases.bake import bake
+from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import phase3
-from forgelib.workbook.params import ParameterError, QuietBake
+from forgelib.workbook.params import ParameterError, QuietBake, resolve
 
 #: What differs from the notebook's defaults: those are for a model of a million weights that has to learn from scratch.
 DEFAULTS = {"rows": 2000, "epochs": 3, "batch_size": 8, "muon_lr": 1e-4, "adamw_lr": 1e-4, "max_new_tokens": 128}
@@ -62,7 +63,7 @@ def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
     words = vocabulary(p.vocabulary)
     rows, questions = phase3.splits(p, words), _questions(asked, p.seed)
     model, tokenizer = load_any(asked.model, asked.device)
-    added = phase3.with_vocabulary(model, tokenizer, words, p.seed)
+    added = add_vocabulary(model, tokenizer, words, seed=p.seed)
     asked.out.mkdir(parents=True, exist_ok=True)
     _same_question(asked, p)
     say(f"{len(added.new)} thinking tokens added; {len(rows.train)} rows to bake, {len(rows.skipped)} skipped")
@@ -90,8 +91,6 @@ def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
 
 def settings(file: Path | None) -> QuietBake:
     """DEFAULTS, overruled by a flat YAML file. Raises ParameterError naming a field and what it takes."""
-    from pydantic import ValidationError
-
     given = {}
     if file is not None:
         try:
@@ -102,12 +101,7 @@ def settings(file: Path | None) -> QuietBake:
             raise ParameterError(f"--config {file}: must be a flat list of `name: value` lines")
         if wrong := sorted(NOTEBOOK_ONLY & set(given)):
             raise ParameterError(f"--config {file}: {wrong[0]} means nothing here, only in the notebook")
-    try:
-        return QuietBake(**{**DEFAULTS, **given})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        raise ParameterError(f"--config {file}: {name} = {problem['input']!r}: {problem['msg']}") from None
+    return resolve(QuietBake, {**DEFAULTS, **given, "profile": "laptop"})
 
 
 def load_any(path: Path, device: str) -> tuple[nn.Module, object]:
@@ -145,7 +139,8 @@ def _questions(asked: Asked, seed: int) -> list[Example]:
 
 def _same_question(asked: Asked, p: QuietBake) -> None:
     """What began in a folder is what goes on there."""
-    facts = {"model": str(asked.model.resolve()), "dataset": asked.dataset, "samples": asked.samples, **p.model_dump()}
+    facts = {"model": str(asked.model.resolve()), "dataset": asked.dataset, "samples": asked.samples} | p.model_dump()
+    facts |= {"rows_sha256": phase3.rows_digest(p)}
     file = asked.out / "asked.json"
     if file.is_file() and (known := json.loads(file.read_text())) != facts:
         changed = [name for name in facts if known.get(name) != facts[name]]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from forgelib.data import STRATEGIES, DataError, vocabulary
+from forgelib.data import STRATEGIES, DataError, traces, vocabulary
 from forgelib.data.thinking import VOCABULARIES
 from forgelib.data.trace_checks import equations, false_spans, flaw
 from forgelib.data.traces import procedural_rows
@@ -131,3 +131,20 @@ def test_what_cannot_be_made_is_refused():
 )
 def test_false_equations_are_found_and_parts_of_longer_ones_are_not(text, found):
     assert false_spans(text) == found
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_a_trace_that_is_not_true_is_refused_in_every_vocabulary(name, monkeypatch):
+    """Also where the written tags would not tell its strategy."""
+    problem = next(iter(traces.MAKERS["orthogonal_wisdom"](0, 1)))
+    wrong = replace(problem, answer=problem.answer + "1")
+    monkeypatch.setitem(traces.MAKERS, "orthogonal_wisdom", lambda seed, level: iter([wrong]))
+    with pytest.raises(DataError, match="orthogonal_wisdom trace is wrong"):
+        procedural_rows(1, vocabulary(name), seed=0, strategies=["orthogonal_wisdom"])
+
+
+def test_a_vocabulary_without_tags_cannot_be_read_back():
+    words = vocabulary("startofthought")
+    row = procedural_rows(1, words, seed=0, strategies=["mece"])[0]
+    with pytest.raises(ValueError, match="cannot be told: write it in forge-12"):
+        flaw(row, words)

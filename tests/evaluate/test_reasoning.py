@@ -85,7 +85,7 @@ def test_usage_counts_only_rows_where_the_tag_applies(writes):
     writes(lambda prompt: true_continuation(prompt).replace("<falsify>", "<step>"))
     assert token_usage(reason(None, None, WORDS, ROWS), WORDS)["falsify"] == 0.0
     writes(lambda prompt: " 7")
-    assert token_usage(reason(None, None, WORDS, ROWS), WORDS)["thinking"] == pytest.approx(12 / 60), "the planted ones"
+    assert token_usage(reason(None, None, WORDS, ROWS), WORDS)["thinking"] == 0.0, "what was planted is not the model's"
 
 
 def test_no_rows_are_refused():

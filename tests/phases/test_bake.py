@@ -7,12 +7,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from forgelib.core.health import NonFiniteError
-from forgelib.core.loop import Checkpointer
+from forgelib.core.loop import Checkpointer, Control, RunStopped
 from forgelib.data import vocabulary
 from forgelib.data.tokenizer import train_bpe
 from forgelib.data.traces import procedural_rows
 from forgelib.phases import bake as bake_module
-from forgelib.phases.bake import IGNORED, BakeConfig, BakeStopped, bake, encode, epoch_order, padded, shown_in
+from forgelib.phases.bake import IGNORED, BakeConfig, bake, encode, epoch_order, padded, shown_in
 from forgelib.thoughts import add_vocabulary
 
 WORDS = vocabulary("forge-12")
@@ -175,13 +175,11 @@ def test_broken_off_it_ends_in_the_same_weights(tmp_path, broken_after):
 
 
 def test_it_stops_on_request(tmp_path):
-    from forgelib.core.loop import Control
-
     control = Control(tmp_path)
     _, steps = baked(tmp_path, control=control)
     next(steps)
     control.request("stop")
-    with pytest.raises(BakeStopped, match="stopped on request after step 1 of 4"):
+    with pytest.raises(RunStopped, match="stopped on request after step 1 of 4"):
         list(steps)
 
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from forgelib.core.health import NonFiniteError
-from forgelib.core.loop import Checkpointer, CheckpointError, Control
+from forgelib.core.loop import Checkpointer, CheckpointError, Control, RunStopped
 from forgelib.evaluate.continuations import (
     PromptedQuestions,
     Read,
@@ -45,7 +45,6 @@ from forgelib.models import CognateConfig, CognateForCausalLM
 from forgelib.optim.lora_layers import adapted_layers
 from forgelib.phases import prompt_baking
 from forgelib.phases.prompt_baking import (
-    BakingStopped,
     PromptBaker,
     PromptBakingConfig,
     bake_in_turn,
@@ -500,7 +499,7 @@ def test_sigkill_changes_no_bit(tmp_path):
 def test_a_stop_from_outside_keeps_a_checkpoint(tmp_path):
     torch.manual_seed(1)
     control, baker = Control(tmp_path), PromptBaker(llama(), MIXED, QUICK)
-    with pytest.raises(BakingStopped, match="after step 2 of 4"):
+    with pytest.raises(RunStopped, match="after step 2 of 4"):
         for record in baker.bake(Checkpointer(tmp_path / "c"), control):
             if record["step"] == 1:
                 control.request("stop")

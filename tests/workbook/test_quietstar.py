@@ -111,7 +111,7 @@ def test_skipped_rows_are_named(given, tmp_path):
 @pytest.mark.parametrize(
     "config, told",
     [
-        ("epochs: 0\n", "epochs = 0"),
+        ("epochs: 0\n", "epochs = 0: must be a whole number"),
         ("learning: 1\n", "learning = 1"),
         ("muon_lr: 1e-3\n", "muon_lr = '1e-3'"),
         ("- 3\n", "must be a flat list"),

@@ -57,7 +57,7 @@ def test_a_file_without_rows_for_validation_is_refused(tmp_path):
 
 def reasoned(correct):
     rows = procedural_rows(len(correct), WORDS, seed=0)
-    return Reasoned(rows, [" x"] * len(rows), [WORDS.read(" x")] * len(rows), np.array(correct))
+    return Reasoned(rows, [""] * len(rows), [" x"] * len(rows), [WORDS.read(" x")] * len(rows), np.array(correct))
 
 
 def test_the_table_has_a_line_a_strategy_with_its_interval():
@@ -81,3 +81,19 @@ def test_the_handoff_shows_every_check(tmp_path):
         manifest = {"verdicts": [{"gate": "G", "checks": [{"name": "a", "measured": 1.0, "verdict": "failed"}]}]}  # noqa: RUF012
 
     assert phase3.handoff_rows(Artifact()) == [{"gate": "G", "check": "a", "measured": 1.0, "verdict": "failed"}]
+
+
+def test_a_share_just_below_the_threshold_is_not_rounded_up():
+    """13 of 17 are 0.7647."""
+    row = phase3.overall_row(reasoned([False] * 17), reasoned([i < 13 for i in range(17)]), 0.765, seed=0)
+    assert row["after"] < 0.765 and row["verdict"] == "failed"
+
+
+def test_other_rows_in_the_same_file_are_another_baking(tmp_path):
+    path, other = tmp_path / "rows.jsonl", tmp_path / "moved.jsonl"
+    write_rows(path, procedural_rows(40, WORDS, seed=0))
+    write_rows(other, procedural_rows(40, WORDS, seed=0))
+    here, there = (P.model_copy(update={"reasoning_file": str(one)}) for one in (path, other))
+    keys = [phase3.open_bake(here, []).key, phase3.open_bake(there, []).key]
+    write_rows(path, procedural_rows(40, WORDS, seed=1))
+    assert keys[0] == keys[1] != phase3.open_bake(here, []).key
