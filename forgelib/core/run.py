@@ -99,6 +99,7 @@ def open_run(
     label: str = "",
     wandb_mode: str = "disabled",
     run_name: str | None = None,
+    metrics_prefix: str = "",
     code: tuple[str, ...] = (),
 ) -> Run:
     """The run of these facts, new or continued. `label` makes its folder readable: <step>-<label>-<key>.
@@ -110,7 +111,14 @@ def open_run(
     key = run_key(step, params, parents, seed, code)
     root = runs_dir()
     folder = root / "runs" / "-".join(part for part in (step, label, key[:12]) if part)
-    tracker = Tracker(folder, run_name=run_name or folder.name, config=params, wandb_mode=wandb_mode, job_type=step)
+    tracker = Tracker(
+        folder,
+        run_name=run_name or folder.name,
+        config=params,
+        wandb_mode=wandb_mode,
+        job_type=step,
+        metrics_prefix=metrics_prefix,
+    )
     facts = {"step": step, "key": key, "params": params, "seed": seed, "tags": tags}
     (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return Run(step, key, folder, root, params, parents, seed, tags, tracker)

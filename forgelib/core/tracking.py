@@ -18,6 +18,8 @@ class Tracker:
 
     Records are flat dicts with a whole number `step`. They are strict JSON: nan and infinity are stored as the texts
     "nan", "inf", "-inf". A torn last line, left by a kill in mid-write, is dropped when the journal is opened again.
+    In the journal and in W&B every name but `step` carries `metrics_prefix` ("baking/loss"); who reads records gets
+    them without it.
     wandb is imported only where `wandb_mode` asks for it; its files lie in the run folder and its run id is kept there,
     so a resumed run continues the same W&B run.
     """
@@ -31,6 +33,7 @@ class Tracker:
         wandb_mode: str = "disabled",
         job_type: str | None = None,
         project: str = PROJECT,
+        metrics_prefix: str = "",
     ):
         if wandb_mode not in MODES:
             raise ValueError(f"wandb_mode = {wandb_mode!r}: must be one of {', '.join(MODES)}")
@@ -38,18 +41,19 @@ class Tracker:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.path = self.run_dir / JOURNAL
         self.run_name, self.config, self.project, self.job_type = run_name, config or {}, project, job_type
-        self.wandb_mode, self._wandb = wandb_mode, None
+        self.wandb_mode, self._wandb, self.metrics_prefix = wandb_mode, None, metrics_prefix
         self._keep_whole_lines()
 
     def log(self, record: dict) -> None:
         """Append one record; it is on its way to the disk when this returns."""
         if type(record.get("step")) is not int:  # True is an int, too
             raise ValueError(f"a record needs a whole number 'step'; got {record.get('step')!r}")
-        line = _line(record)
+        named = self._named(record)
+        line = _line(named)
         with self.path.open("a", encoding="utf-8") as journal:
             journal.write(line)
         if self.wandb_mode != "disabled":
-            numbers = {name: value for name, value in record.items() if name != "step"}
+            numbers = {name: value for name, value in named.items() if name != "step"}
             self._start_wandb().log(numbers, step=record["step"])
 
     def follow(self, records: Iterator[dict]) -> Iterator[dict]:
@@ -130,6 +134,9 @@ class Tracker:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
+    def _named(self, record: dict) -> dict:
+        return {name if name == "step" else self.metrics_prefix + name: value for name, value in record.items()}
+
     def _lines(self) -> list[str]:
         return self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.is_file() else []
 
@@ -142,14 +149,14 @@ class Tracker:
     def _write(self, records: list[dict]) -> None:
         temporary = self.path.with_suffix(".jsonl.new")
         with temporary.open("w", encoding="utf-8") as journal:
-            journal.writelines(_line(record) for record in records)
+            journal.writelines(_line(self._named(record)) for record in records)
             journal.flush()
             os.fsync(journal.fileno())
         os.replace(temporary, self.path)
 
 
 def read_journal(path: Path | str) -> list[dict]:
-    """The records of a metrics.jsonl anywhere, for plots."""
+    """The records of a metrics.jsonl anywhere, for plots; names without the prefix of their phase."""
     lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     return [record for line in lines if (record := _parse(line)) is not None]
 
@@ -183,5 +190,6 @@ def _parse(line: str) -> dict | None:
     with contextlib.suppress(ValueError):
         record = json.loads(line)
         if isinstance(record, dict) and isinstance(record.get("step"), int):
-            return {name: float(v) if v in ("nan", "inf", "-inf") else v for name, v in record.items()}
+            plain = {name.rpartition("/")[2]: value for name, value in record.items()}
+            return {name: float(v) if v in ("nan", "inf", "-inf") else v for name, v in plain.items()}
     return None

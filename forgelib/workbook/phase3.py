@@ -3,6 +3,7 @@
 A notebook shows each of these steps; here is only the joining of parameters, runs and artifacts.
 """
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ CODE = ("forgelib.workbook.phase3",)
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows to train on, to watch while training and to measure the gate on; `skipped` names lines without use."""
+    """Rows to train on (a rare strategy's several times), to watch while training and to measure the gate on;
+    `skipped` names lines without use."""
 
     train: list[ReasoningRow]
     watch: list[ReasoningRow]
@@ -61,8 +63,9 @@ def load(artifact: Artifact) -> tuple[nn.Module, object]:
 
 
 def splits(p: QuietBake, words: Vocabulary) -> Splits:
-    """Rows of the file, or procedural ones. A tenth of all prompts, by their hash, is for validation; of these some are
-    watched while training and others measure the gate. Raises DataError where a part would be empty."""
+    """Rows of the file, or procedural ones, of these as many of each strategy: one that has fewer problems shows them
+    again. A tenth of all prompts, by their hash, is for validation; of these some are watched while training and others
+    measure the gate. Raises DataError where a part would be empty."""
     wanted, skipped = p.watch_rows + p.gate_rows, []
     if p.reasoning_file:
         rows, skipped = read_rows(Path(p.reasoning_file), words)
@@ -75,6 +78,7 @@ def splits(p: QuietBake, words: Vocabulary) -> Splits:
             procedural_rows(n, words, seed=p.seed, part=part, strategies=strategies, difficulties=levels)
             for n, part in ((p.rows, "train"), (wanted, "validation"))
         )
+        train = in_equal_shares(train)
     watched = round(len(held) * p.watch_rows / wanted)
     found = Splits(train, held[:watched], held[watched:], skipped)
     for name in ("train", "watch", "gate"):
@@ -83,10 +87,20 @@ def splits(p: QuietBake, words: Vocabulary) -> Splits:
     return found
 
 
+def in_equal_shares(rows: list[ReasoningRow]) -> list[ReasoningRow]:
+    """Every strategy as often as the most frequent one: the rows of the others come again, in their order."""
+    by_strategy: dict[str, list[ReasoningRow]] = {}
+    for row in rows:
+        by_strategy.setdefault(row.strategy, []).append(row)
+    most = max(map(len, by_strategy.values()), default=0)
+    again = [itertools.islice(itertools.cycle(own), most) for own in by_strategy.values()]
+    return [row for together in zip(*again, strict=True) for row in together]
+
+
 def source_rows(rows: Splits) -> list[dict]:
-    """One row a maker: how many of its rows each part holds, and how many of them a machine has checked."""
+    """One row a maker: how many different rows of it each part holds, and how many of them a machine has checked."""
     makers = dict.fromkeys(row.source for row in (*rows.train, *rows.watch, *rows.gate))
-    parts = {"train": rows.train, "watch": rows.watch, "gate": rows.gate}
+    parts = {"train": set(rows.train), "watch": set(rows.watch), "gate": set(rows.gate)}
     return [
         {
             "dataset": "reasoning rows",
@@ -135,6 +149,7 @@ def open_bake(p: QuietBake, parents: list[Artifact]) -> Run:
         label=p.profile,
         wandb_mode=p.wandb_mode,
         run_name="phase3-step1-baking",
+        metrics_prefix="baking/",
         code=CODE,
     )
 

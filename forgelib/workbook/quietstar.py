@@ -72,7 +72,7 @@ def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
     before = _measured(model, tokenizer, words, rows, questions, p)
     config, checkpoints = phase3.bake_config(p), asked.out / "checkpoints"
     checkpointer = Checkpointer(checkpoints, every_seconds=p.checkpoint_every_seconds)
-    tracker = Tracker(asked.out, run_name="phase3-step1-baking", config={}, wandb_mode="disabled")
+    tracker = Tracker(asked.out, run_name="phase3-step1-baking", metrics_prefix="baking/")
     steps = bake(
         model, tokenizer, words, rows.train, rows.watch, config, checkpointer=checkpointer, control=Control(asked.out)
     )

@@ -160,3 +160,13 @@ def test_two_runs_of_one_notebook_have_a_mirror_each(tmp_path):
     for journal in (search, control):
         (mirror,) = (journal.run_dir / "wandb").glob("offline-run-*")
         assert mirror.name.endswith((journal.run_dir / "wandb_id").read_text())
+
+
+def test_names_carry_their_phase_in_the_file_and_readers_get_them_without(tmp_path):
+    journal, records = tracker(tmp_path, metrics_prefix="baking/"), [{"step": i, "loss": 1.0} for i in range(3)]
+    for record in records:
+        journal.log(record)
+    journal.rewind(2)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 0, "baking/loss": 1.0}, {"step": 1, "baking/loss": 1.0}]
+    assert journal.records() == records[:2] == read_journal(tmp_path / "metrics.jsonl")

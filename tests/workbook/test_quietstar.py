@@ -59,7 +59,7 @@ def test_a_model_goes_in_and_a_model_that_was_baked_comes_out(given, kind, monke
     lines = {line["of"]: line for line in report["right answers"]}
     assert set(WORDS.tag_of) | {"all", "gsm8k"} == set(lines) and lines["gsm8k"]["n"] == 5 and lines["all"]["n"] == 20
     records = [json.loads(line) for line in (asked.out / "metrics.jsonl").read_text().splitlines()]
-    assert len(records) == 10 and records[-1]["loss"] < records[0]["loss"]
+    assert len(records) == 10 and records[-1]["baking/loss"] < records[0]["baking/loss"]
     assert "12 thinking tokens added; 40 rows to bake, 0 skipped" in told[0]
     assert not (asked.out / "checkpoints").exists()
 

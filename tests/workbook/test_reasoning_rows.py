@@ -23,6 +23,15 @@ def test_procedural_rows_of_three_parts_that_never_meet():
     assert all(len({row.strategy for row in part}) == 10 for part in (found.train, found.watch, found.gate))
 
 
+def test_a_strategy_with_few_problems_is_shown_as_often_as_the_others():
+    found = phase3.splits(P.model_copy(update={"rows": 4000}), WORDS)
+    shown = {name: [row for row in found.train if row.strategy == name] for name in WORDS.tag_of}
+    assert {len(rows) for rows in shown.values()} == {400}
+    few = shown["expert_perspective"]
+    assert len(set(few)) < 300 and max(few.count(row) for row in few) - min(few.count(row) for row in few) <= 1
+    assert phase3.source_rows(found)[0]["train"] == len(set(found.train)) < 4000
+
+
 def test_rows_of_a_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     write_rows(path, procedural_rows(400, WORDS, seed=0))
