@@ -14,6 +14,8 @@ from forgelib.data import STRATEGIES, DataError, Example, RowError, Vocabulary, 
 
 #: Of ten prompts, by their hash, one is for validation: METHOD's 90/10, the same for every seed, maker and machine.
 VALIDATION_SHARE = 10
+#: How a prompt ends, and how it ends where no thought is wanted.
+ASKS, ASKS_AT_ONCE = "Answer:", "Answer at once:"
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,21 @@ class ReasoningRow:
         return f"{self.prompt} {self.reasoning} {self.answer}"
 
     @property
+    def direct_prompt(self) -> str:
+        """The prompt that asks for the answer without a thought."""
+        return without_thought(self.prompt)
+
+    @property
     def part(self) -> str:
         """The part "validation" for a tenth of all prompts, else "train"."""
         digest = hashlib.sha256(self.prompt.encode()).digest()
         return "validation" if int.from_bytes(digest[:4], "big") % VALIDATION_SHARE == 0 else "train"
+
+
+def without_thought(prompt: str) -> str:
+    """The same question, asking for the answer at once: "... Answer at once:". A model that is shown both answers under
+    one prompt cannot know which is wanted, and leaves its thought out where it feels like it."""
+    return f"{prompt.removesuffix(ASKS)}{ASKS_AT_ONCE}"
 
 
 _FIELDS = {field.name: field.type for field in fields(ReasoningRow)}

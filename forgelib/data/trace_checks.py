@@ -1,8 +1,8 @@
 """Is a procedural trace true? Every line is worked out again from the question, without knowing how it was made.
 
 `flaw` names the first thing that is wrong, or returns "". Each strategy has a law of its own: groups must partition the
-animals, a refuted candidate must really fail, both experts must be right, the orders must be all that fit, a slip must
-be followed by its repair.
+animals, a refuted candidate must really fail, both experts must be right, the cases must be all that are left open, a
+slip must be followed by its repair.
 """
 
 import itertools
@@ -71,8 +71,11 @@ def _false_equation(strategy: str, steps: Steps) -> str:
                 continue
             following = steps[i + 1 :]
             mended = {"self_correction": following[:1], "self_doubt": following[1:2]}.get(strategy, [])
-            left = equation.partition("=")[0]
-            repaired = [all(ok for _, ok in equations(t)) and t.startswith(f"{left}=") for _, t in mended]
+            left, rest = equation.partition("=")[0], text.partition(",")[2]
+            repaired = [
+                all(ok for _, ok in equations(t)) and t.startswith(f"{left}=") and t.partition(",")[2] == rest
+                for _, t in mended
+            ]
             if kind != "step" or repaired != [True]:
                 return f"{equation} is false and not repaired"
     return ""
@@ -96,16 +99,18 @@ def _value(parts: list[str]) -> int:
 
 
 def _sum(question: str, steps: Steps, answer: str) -> str:
-    """Each step takes up the result before it and the next term of the question; the last result is the answer."""
+    """Each step takes up the result before it and the next term of the question, and says what is still to be done; the
+    last result is the answer. Steps that are false, repeated or of another kind are passed over."""
     parts = _expression(question)
     if str(_value(parts)) != answer:
         return f"{' '.join(parts)} is not {answer}"
     total = parts[0]
-    for sign, term in _pairs(parts[1:]):
-        following = [t for _, t in steps if t.startswith(f"{total}{sign}{term}=") and equations(t)[0][1]]
-        if not following:
-            return f"no step takes {total}{sign}{term}"
-        total = following[0].rpartition("=")[2]
+    for i, (sign, term) in enumerate(_pairs(parts[1:])):
+        result, rest = str(_value([total, sign, term])), "".join(parts[3 + 2 * i :])
+        expected = f"{total}{sign}{term}={result}" + (f",{rest}" if rest else "")
+        if expected not in [text for _, text in steps]:
+            return f"no step says {expected}"
+        total = result
     return "" if total == answer else f"the steps end in {total}, not in {answer}"
 
 
@@ -124,12 +129,13 @@ def _falsification(question: str, steps: Steps, answer: str) -> str:
     factor, summand, value = re.match(r"(?:(\d+)\*)?[a-z]\+(\d+)=(\d+)\?", question).groups()
     candidates = [int(x) for x in re.findall(r"\d+", question.partition("Try ")[2])]
     tried = [text for kind, text in steps if kind == "falsification"]
-    for x, text in itertools.zip_longest(candidates[: len(tried)], tried):
+    for i, (x, text) in enumerate(itertools.zip_longest(candidates[: len(tried)], tried), start=1):
         product = int(factor or 1) * x
         fits = product + int(summand) == int(value)
-        if text != f"{product}+{summand}={product + int(summand)};{value} {'yes' if fits else 'no'}":
+        verdict = "yes" if fits else ",".join(["no", *map(str, candidates[i:])])
+        if text != f"{product}+{summand}={product + int(summand)};{value} {verdict}":
             return f"{text!r} is no test of {x}"
-        if fits != (text == tried[-1]):
+        if fits != (i == len(tried)):
             return f"stops at {text!r}"
     return "" if str(x) == answer else f"{x} holds, not {answer}"
 
@@ -197,24 +203,26 @@ def _multidomain(question: str, steps: Steps, answer: str) -> str:
 
 def _self_correction(question: str, steps: Steps, answer: str) -> str:
     places = [i for i, (kind, _) in enumerate(steps) if kind == "self_correction"]
-    if len(places) != 1:
-        return "must be looked over exactly once"
-    looked_at, correction = steps[places[0] - 1][1], steps[places[0]][1]
-    same = looked_at.partition("=")[0] == correction.partition("=")[0]
-    return _sum(question, steps, answer) if same else f"{correction!r} corrects nothing, before it stands {looked_at!r}"
+    mended = [i for i in places if not all(true for _, true in equations(steps[i - 1][1]))]
+    if not places or (places != mended and places != [len(steps) - 1]):
+        return "what is not false is looked over once, at the end"
+    for i in places:
+        looked_at, correction = steps[i - 1][1], steps[i][1]
+        if looked_at.partition("=")[0] != correction.partition("=")[0]:
+            return f"{correction!r} corrects nothing, before it stands {looked_at!r}"
+    return _sum(question, steps, answer)
 
 
 def _uncertainty(question: str, steps: Steps, answer: str) -> str:
-    told = re.findall(r"([A-Z])>([A-Z])[,.]", question)
-    first, second = re.search(r"Is ([A-Z])>([A-Z])\?", question).groups()
-    people = sorted({name for pair in told for name in pair} | {first, second})
-    fitting = {o for o in itertools.permutations(people) if all(o.index(x) < o.index(y) for x, y in told)}
-    shown = [tuple(text.split()[0].split(">")) for _, text in steps]
-    if len(shown) != len(set(shown)) or set(shown) != fitting:
-        return f"the orders {shown} are not all that fit"
-    verdicts = ["yes" if o.index(first) < o.index(second) else "no" for o in shown]
-    if verdicts != [text.split()[-1] for _, text in steps]:
-        return f"the verdicts are {verdicts}"
+    total, told, limit = re.match(r"x\+y=(\d+), x=([\d or]+)\. y>(\d+)\?", question).groups()
+    xs, verdicts = told.split(" or "), []
+    for i, (x, step) in enumerate(itertools.zip_longest(xs, steps), start=1):
+        if x is None or step is None:
+            return f"{len(steps)} cases are told, {len(xs)} are open"
+        y = int(total) - int(x)
+        verdicts.append("yes" if y > int(limit) else "no")
+        if step != ("uncertainty", f"{total}-{x}={y}>{limit} {','.join([verdicts[-1], *xs[i:]])}"):
+            return f"{step[1]!r} is not the case x={x}"
     true = verdicts[0] if len(set(verdicts)) == 1 else "unknown"
     return "" if answer == true else f"the answer is {true}, not {answer}"
 

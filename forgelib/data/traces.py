@@ -8,13 +8,14 @@ traces that are true line by line.
 | falsification | simple_equations with candidates | each candidate put in, until one is not refuted |
 | expert_perspective | gcd | by divisors, and by Euclid |
 | orthogonal_wisdom | chain_sum, additions | forwards, then backwards: two ways, one result |
-| self_doubt | chain_sum | each step checked by its inverse; half of the rows hold a slip that the check finds |
+| self_doubt | chain_sum | each step checked by its inverse; every second step is a slip that the check finds |
 | bayesian | two kinds of bags, our own | Bayes' rule in natural frequencies |
 | multidomain | leg_counting and a thing of another domain | a fact of each domain, then their sum |
-| self_correction | chain_sum | half of the rows hold a real slip and its repair |
-| uncertainty | who is taller, our own | every order that fits; "unknown" where they disagree |
+| self_correction | chain_sum | every second step is a slip, and the next one repairs it |
+| uncertainty | a sum of two unknowns, our own | every case that is left open; "unknown" where they disagree |
 
-The question names its strategy, so that one problem can be asked in several ways; equations are written without blanks,
+The question names its strategy, so that one problem can be asked in several ways. A step writes down again what is
+still to be done (4+9=13,+3), since attention reaches back a few dozen tokens only; equations carry no blanks,
 which in a vocabulary of single digits would be tokens of their own. Answers of reasoning-gym's problems
 pass its own scorer, and every row passes `trace_checks.trace_flaw`, which knows nothing of how it was made.
 """
@@ -42,7 +43,6 @@ _THINGS = {
     "square": ("corners", 4),
     "cube": ("faces", 6),
 }
-_NAMES = "ABCDEFGHKLMN"
 #: kind of a step: a strategy, or "step"
 Steps = list[tuple[str, str]]
 
@@ -135,12 +135,13 @@ def _signed(numbers: list[int], signs: list[str]) -> list[int]:
     return [number if sign == "+" else -number for number, sign in zip(numbers[1:], signs, strict=True)]
 
 
-def _equations(numbers: list[int], signs: list[str]) -> list[tuple[int, str, int, int]]:
-    """(a, sign, b, result) of each step from left to right."""
+def _equations(numbers: list[int], signs: list[str]) -> list[tuple[int, str, int, int, str]]:
+    """(a, sign, b, result, rest) of each step from left to right; rest is what is still to be done: ",+3" or ""."""
     found, total = [], numbers[0]
-    for sign, term in zip(signs, numbers[1:], strict=True):
+    for i, (sign, term) in enumerate(zip(signs, numbers[1:], strict=True), start=1):
         result = total + term if sign == "+" else total - term
-        found.append((total, sign, term, result))
+        rest = "".join(f"{s}{n}" for s, n in zip(signs[i:], numbers[i + 1 :], strict=True))
+        found.append((total, sign, term, result, f",{rest}" if rest else ""))
         total = result
     return found
 
@@ -151,7 +152,10 @@ def _expression(numbers: list[int], signs: list[str]) -> str:
 
 def chain_of_thought(seed: int, level: int) -> Iterator[Problem]:
     for numbers, signs, answer in _sums(seed, level):
-        steps = [("chain_of_thought", f"{a}{sign}{b}={r}") for a, sign, b, r in _equations(numbers, signs)]
+        steps = [
+            ("chain_of_thought", f"{a}{sign}{b}={result}{rest}")
+            for a, sign, b, result, rest in _equations(numbers, signs)
+        ]
         yield Problem(f"{_expression(numbers, signs)}? Step by step.", steps, answer, "sums")
 
 
@@ -195,17 +199,17 @@ def falsification(seed: int, level: int) -> Iterator[Problem]:
         true, term = int(problem["answer"]), int(summand)
         others = dice.sample([x for x in range(1, 10) if x != true], 2)
         tried, steps = dice.sample([true, *others], 3), []
-        for x in tried[: tried.index(true) + 1]:
+        for i, x in enumerate(tried[: tried.index(true) + 1], start=1):
             if factor > 1:
                 steps.append(("step", f"{factor}*{x}={factor * x}"))
-            verdict = "yes" if x == true else "no"
+            verdict = "yes" if x == true else ",".join(["no", *map(str, tried[i:])])
             steps.append(("falsification", f"{factor * x}+{term}={factor * x + term};{value} {verdict}"))
         asked = ",".join(map(str, tried))
         yield Problem(f"{left}={value}? Try {asked}.", steps, str(true), "equations")
 
 
 def expert_perspective(seed: int, level: int) -> Iterator[Problem]:
-    most = {1: 20, 2: 40, 3: 99}[level]
+    most = {1: 24, 2: 40, 3: 99}[level]
     for problem in _problems("gcd", seed, min_numbers=2, max_numbers=2, min_value=2, max_value=most):
         a, b = problem["metadata"]["numbers"]
         if problem["answer"] == "1" and (a + b) % 3:  # with all of these pairs, "1" would mostly be right
@@ -228,8 +232,8 @@ def expert_perspective(seed: int, level: int) -> Iterator[Problem]:
 def orthogonal_wisdom(seed: int, level: int) -> Iterator[Problem]:
     for numbers, signs, answer in _sums(seed, level, least_terms=3):
         if "-" not in signs:
-            there = [("step", f"{a}+{b}={r}") for a, _, b, r in _equations(numbers, signs)]
-            back = [("orthogonal_wisdom", f"{a}+{b}={r}") for a, _, b, r in _equations(numbers[::-1], signs)]
+            there = [("step", f"{a}+{b}={r}") for a, _, b, r, _ in _equations(numbers, signs)]
+            back = [("orthogonal_wisdom", f"{a}+{b}={r}") for a, _, b, r, _ in _equations(numbers[::-1], signs)]
             yield Problem(f"{_expression(numbers, signs)}? Both ways.", there + back, answer, "sums")
 
 
@@ -245,39 +249,40 @@ def _doubted(a: int, sign: str, b: int, claimed: int) -> str:
 def self_doubt(seed: int, level: int) -> Iterator[Problem]:
     dice = random.Random(seed)
     for numbers, signs, answer in _sums(seed, level):
-        equations, steps = _equations(numbers, signs), []
-        wrong = dice.randrange(len(equations)) if dice.random() < 0.5 else None
-        for i, (a, sign, b, result) in enumerate(equations):
-            if i == wrong:
-                claimed = _slip(dice, result, least=b if sign == "+" else 0)
-                steps += [("step", f"{a}{sign}{b}={claimed}"), ("self_doubt", _doubted(a, sign, b, claimed))]
-            steps += [("step", f"{a}{sign}{b}={result}"), ("self_doubt", _doubted(a, sign, b, result))]
+        steps = []
+        for a, sign, b, result, rest in _equations(numbers, signs):
+            wrong = [_slip(dice, result, least=b if sign == "+" else 0)] if dice.random() < 0.5 else []
+            for claimed in (*wrong, result):
+                steps.append(("step", f"{a}{sign}{b}={claimed}{rest}"))
+                steps.append(("self_doubt", _doubted(a, sign, b, claimed)))
         yield Problem(f"{_expression(numbers, signs)}? Doubt it.", steps, answer, "sums")
 
 
 def bayesian(seed: int, level: int) -> Iterator[Problem]:
     """Bags of two kinds, as many balls in each; natural frequencies (Gigerenzer & Hoffrage 1995)."""
-    dice, (bags, balls) = random.Random(seed), {1: (4, 5), 2: (6, 7), 3: (9, 9)}[level]
+    dice, (bags, balls) = random.Random(seed), {1: (4, 6), 2: (6, 7), 3: (9, 9)}[level]
     for _ in range(_CHUNK):
         of_a, of_b = dice.randint(1, bags), dice.randint(1, bags)
         in_a, in_b = dice.randint(1, balls - 1), dice.randint(1, balls - 1)
-        first, second = of_a * in_a, of_b * in_b
-        both, asked = first + second, dice.choice("AB")
-        share = Fraction(first if asked == "A" else second, both)
-        raw = f"{first if asked == 'A' else second}/{both}"
+        kinds, asked = {"A": (of_a, in_a), "B": (of_b, in_b)}, dice.choice("AB")
+        order = sorted(kinds, key=lambda kind: kind != asked)  # the one that is asked for comes first
+        first, second = (bags_of * red for bags_of, red in map(kinds.get, order))
+        raw, share = f"{first}/{first + second}", Fraction(first, first + second)
         steps = [
-            ("bayesian", f"A:{of_a}*{in_a}={first}"),
-            ("bayesian", f"B:{of_b}*{in_b}={second}"),
-            ("step", f"{first}+{second}={both}"),
+            *(
+                ("bayesian", f"{kind}:{kinds[kind][0]}*{kinds[kind][1]}={kinds[kind][0] * kinds[kind][1]}")
+                for kind in order
+            ),
+            ("step", f"{first}+{second}={first + second}"),
             ("bayesian", raw if raw == str(share) else f"{raw}={share}"),
         ]
-        kinds = f"{_counted(of_a, 'bag')} A with {in_a} of {balls} red, {of_b} B with {in_b}"
-        question = f"{kinds}. A red one: from {asked}?"
+        told = f"{_counted(of_a, 'bag')} A with {in_a} of {balls} red, {of_b} B with {in_b}"
+        question = f"{told}. A red one: from {asked}?"
         yield Problem(question, steps, str(share), "probability")
 
 
 def multidomain(seed: int, level: int) -> Iterator[Problem]:
-    dice, most = random.Random(seed), {1: 2, 2: 4, 3: 9}[level]
+    dice, most = random.Random(seed), {1: 3, 2: 5, 3: 9}[level]
     for group, legs, total in _legs(seed, level, (1, 1)):
         ((animal, number),) = group.items()
         (thing, (parts, each)), times = dice.choice(list(_THINGS.items())), dice.randint(1, most)
@@ -292,35 +297,34 @@ def multidomain(seed: int, level: int) -> Iterator[Problem]:
 
 def self_correction(seed: int, level: int) -> Iterator[Problem]:
     dice = random.Random(seed)
-    for numbers, signs, answer in _sums(seed, level):
-        equations, steps = _equations(numbers, signs), []
-        wrong = dice.randrange(len(equations)) if dice.random() < 0.5 else None
-        for i, (a, sign, b, result) in enumerate(equations):
-            if i == wrong:
-                steps.append(("step", f"{a}{sign}{b}={_slip(dice, result)}"))
-            steps.append(("self_correction" if i == wrong else "step", f"{a}{sign}{b}={result}"))
-        if wrong is None:  # looked over once more, and nothing to mend
+    for numbers, signs, answer in _sums(seed, level, least_terms=3):
+        steps = []
+        for a, sign, b, result, rest in _equations(numbers, signs):
+            wrong = dice.random() < 0.5
+            if wrong:
+                steps.append(("step", f"{a}{sign}{b}={_slip(dice, result)}{rest}"))
+            steps.append(("self_correction" if wrong else "step", f"{a}{sign}{b}={result}{rest}"))
+        if all(kind == "step" for kind, _ in steps):  # looked over once more, and nothing to mend
             steps.append(("self_correction", steps[-1][1]))
         yield Problem(f"{_expression(numbers, signs)}? Mend slips.", steps, answer, "sums")
 
 
 def uncertainty(seed: int, level: int) -> Iterator[Problem]:
-    dice, people, most = random.Random(seed), 3 + (level > 1), {1: 2, 2: 3, 3: 6}[level]
+    """x + y = total, x one of a few: is y above a limit? As many problems with each of the three answers."""
+    dice, (largest, most) = random.Random(seed), {1: (9, 2), 2: (9, 3), 3: (40, 4)}[level]
     for _ in range(_CHUNK):
-        names = dice.sample(_NAMES, people)
-        pairs = list(itertools.permutations(names, 2))
-        told = dice.sample(pairs, people - 1)
-        asked = dice.choice([pair for pair in pairs if pair not in told and pair[::-1] not in told])
-        orders = [o for o in itertools.permutations(names) if all(o.index(x) < o.index(y) for x, y in told)]
-        if 1 <= len(orders) <= most:
-            verdicts = ["yes" if o.index(asked[0]) < o.index(asked[1]) else "no" for o in orders]
-            answer = verdicts[0] if len(set(verdicts)) == 1 else "unknown"
-            if answer == "unknown" and dice.random() < 0.4:  # so that no answer is right half of the time
-                continue
-            steps = [("uncertainty", f"{'>'.join(o)} {verdict}") for o, verdict in zip(orders, verdicts, strict=True)]
-            facts = ", ".join(f"{x}>{y}" for x, y in told)
-            question = f"Heights: {facts}. Is {asked[0]}>{asked[1]}?"
-            yield Problem(question, steps, answer, "orders")
+        answer, cases = dice.choice(("yes", "no", "unknown")), dice.randint(1, most)
+        xs, extra = dice.sample(range(largest + 1), max(cases, 1 + (answer == "unknown"))), dice.randint(0, largest)
+        total = max(xs) + extra
+        ys = [total - x for x in xs]
+        low, high = {"yes": (0, min(ys)), "no": (max(ys), largest + max(ys)), "unknown": (min(ys), max(ys))}[answer]
+        if low < high:
+            limit, steps = dice.randrange(low, high), []
+            for i, (x, y) in enumerate(zip(xs, ys, strict=True), start=1):
+                told = ",".join(["yes" if y > limit else "no", *map(str, xs[i:])])
+                steps.append(("uncertainty", f"{total}-{x}={y}>{limit} {told}"))
+            question = f"x+y={total}, x={' or '.join(map(str, xs))}. y>{limit}?"
+            yield Problem(question, steps, answer, "unknowns")
 
 
 MAKERS: dict[str, Callable[[int, int], Iterator[Problem]]] = {

@@ -8,7 +8,8 @@ and answers greedily, and the answers are compared. Training ends when that reac
 plateau: small models sit on one before they learn to reason.
 
 The question, and every equation that is false (a slip that the trace goes on to mend), carry no loss. A share of the
-rows is shown without its thought, so that the path without one stays in distribution: later steps compare against it.
+rows is shown without its thought, under a prompt that asks for the answer at once, so that the path without one stays
+in distribution: later steps compare against it.
 """
 
 import random
@@ -140,9 +141,10 @@ def look(
 def encode(tokenizer, row: ReasoningRow, max_tokens: int, direct: bool = False) -> Encoded:
     """input_ids and labels of a row; labels are IGNORED on the prompt and on false equations.
 
-    With `direct` the thought is left out. Raises ValueError for a row longer than `max_tokens`.
+    With `direct` the prompt asks for the answer at once, and the thought is left out. Raises ValueError for a row
+    longer than `max_tokens`.
     """
-    prompt = tokenizer(row.prompt, add_special_tokens=False)["input_ids"]
+    prompt = tokenizer(row.direct_prompt if direct else row.prompt, add_special_tokens=False)["input_ids"]
     text = f" {row.answer}" if direct else f" {row.reasoning} {row.answer}"
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, spans = encoding["input_ids"], false_spans(text)

@@ -3,7 +3,6 @@
 A notebook shows each of these steps; here is only the joining of parameters, runs and artifacts.
 """
 
-import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,8 +63,8 @@ def load(artifact: Artifact) -> tuple[nn.Module, object]:
 
 def splits(p: QuietBake, words: Vocabulary) -> Splits:
     """Rows of the file, or procedural ones, of these as many of each strategy: one that has fewer problems shows them
-    again. A tenth of all prompts, by their hash, is for validation; of these some are watched while training and others
-    measure the gate. Raises DataError where a part would be empty."""
+    again. A tenth of all prompts, by their hash, is for validation; of these, the same share of each strategy is
+    watched while training, and the others measure the gate. Raises DataError where a part would be empty."""
     wanted, skipped = p.watch_rows + p.gate_rows, []
     if p.reasoning_file:
         rows, skipped = read_rows(Path(p.reasoning_file), words)
@@ -79,8 +78,11 @@ def splits(p: QuietBake, words: Vocabulary) -> Splits:
             for n, part in ((p.rows, "train"), (wanted, "validation"))
         )
         train = in_equal_shares(train)
-    watched = round(len(held) * p.watch_rows / wanted)
-    found = Splits(train, held[:watched], held[watched:], skipped)
+    watch, gate = [], []
+    for own in _by_strategy(held).values():
+        watched = round(len(own) * p.watch_rows / wanted)
+        watch, gate = watch + own[:watched], gate + own[watched:]
+    found = Splits(train, watch, gate, skipped)
     for name in ("train", "watch", "gate"):
         if not getattr(found, name):
             raise DataError(f"no rows are left to {name}: {len(train)} to train on, {len(held)} for validation")
@@ -89,12 +91,16 @@ def splits(p: QuietBake, words: Vocabulary) -> Splits:
 
 def in_equal_shares(rows: list[ReasoningRow]) -> list[ReasoningRow]:
     """Every strategy as often as the most frequent one: the rows of the others come again, in their order."""
-    by_strategy: dict[str, list[ReasoningRow]] = {}
+    own = list(_by_strategy(rows).values())
+    most = max(map(len, own), default=0)
+    return [one[i % len(one)] for i in range(most) for one in own]
+
+
+def _by_strategy(rows: list[ReasoningRow]) -> dict[str, list[ReasoningRow]]:
+    found: dict[str, list[ReasoningRow]] = {}
     for row in rows:
-        by_strategy.setdefault(row.strategy, []).append(row)
-    most = max(map(len, by_strategy.values()), default=0)
-    again = [itertools.islice(itertools.cycle(own), most) for own in by_strategy.values()]
-    return [row for together in zip(*again, strict=True) for row in together]
+        found.setdefault(row.strategy, []).append(row)
+    return found
 
 
 def source_rows(rows: Splits) -> list[dict]:

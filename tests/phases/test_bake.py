@@ -69,6 +69,8 @@ def test_loss_is_on_trace_and_answer_only(tokenizer, row):
     assert labels[: len(ids) - len(told)] == [IGNORED] * (len(ids) - len(told))
     ids, labels = encode(tokenizer, row, 512, direct=True)
     assert tokenizer.decode([t for t in labels if t != IGNORED]) == f" {row.answer}{tokenizer.eos_token}"
+    assert tokenizer.decode(ids) == f"{row.direct_prompt} {row.answer}{tokenizer.eos_token}"
+    assert row.direct_prompt == row.prompt[: -len("Answer:")] + "Answer at once:"
 
 
 @pytest.mark.parametrize("strategy", ["self_doubt", "self_correction"])
@@ -77,7 +79,7 @@ def test_no_loss_on_a_slip(tokenizer, strategy):
     ids, labels = encode(tokenizer, row, 512)
     masked = [t for t, label in zip(ids, labels, strict=True) if label == IGNORED]
     prompt = tokenizer(row.prompt, add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(masked[len(prompt) :]).strip() == slips(row)[0]
+    assert tokenizer.decode(masked[len(prompt) :]).replace(" ", "") == "".join(slips(row))
 
 
 def test_a_row_that_is_too_long_is_refused(tokenizer):
