@@ -81,6 +81,12 @@ def _false_equation(strategy: str, steps: Steps) -> str:
     return ""
 
 
+def compared(found: int, wanted: int) -> str:
+    """The verdict on two numbers. Small models learn which of two is larger long before they learn whether both are the
+    same: "high" and "low" teach them "yes"."""
+    return "yes" if found == wanted else "high" if found > wanted else "low"
+
+
 def _last_result(steps: Steps) -> str:
     found = [equation for _, text in steps for equation, _ in equations(text)]
     return found[-1].rpartition("=")[2] if found else ""
@@ -132,7 +138,8 @@ def _falsification(question: str, steps: Steps, answer: str) -> str:
     for i, (x, text) in enumerate(itertools.zip_longest(candidates[: len(tried)], tried), start=1):
         product = int(factor or 1) * x
         fits = product + int(summand) == int(value)
-        verdict = "yes" if fits else ",".join(["no", *map(str, candidates[i:])])
+        verdict = compared(product + int(summand), int(value))
+        verdict = verdict if fits else ",".join([verdict, *map(str, candidates[i:])])
         if text != f"{product}+{summand}={product + int(summand)};{value} {verdict}":
             return f"{text!r} is no test of {x}"
         if fits != (i == len(tried)):
@@ -142,7 +149,7 @@ def _falsification(question: str, steps: Steps, answer: str) -> str:
 
 def _expert(question: str, steps: Steps, answer: str) -> str:
     a, b = map(int, re.findall(r"\d+", question))
-    lists, euclid = [text for kind, text in steps if kind == "expert_perspective"]
+    euclid, lists = [text for kind, text in steps if kind == "expert_perspective"]
     divisors = [[d for d in range(1, n + 1) if n % d == 0] for n in (a, b)]
     told = [[int(d) for d in re.findall(r"\d+", part)] for part in lists.split(";")]
     if told != [[a, *divisors[0]], [b, *divisors[1]], sorted(set(divisors[0]) & set(divisors[1]))]:
@@ -172,11 +179,16 @@ def _orthogonal(question: str, steps: Steps, answer: str) -> str:
 
 
 def _self_doubt(question: str, steps: Steps, answer: str) -> str:
+    if len(steps) % 2:
+        return "a step is not doubted"
     for (kind, claim), (doubt, check) in _pairs(steps):
         a, sign, b, claimed = re.match(r"(\d+)([-+])(\d+)=(\d+)", claim).groups()
-        verdict = "yes" if str(_value([claimed, "-" if sign == "+" else "+", b])) == a else "no"
-        start, end = f"{claimed}{'-' if sign == '+' else '+'}{b}=", f";{a} {verdict}"
-        if (kind, doubt) != ("step", "self_doubt") or not (check.startswith(start) and check.endswith(end)):
+        undo = "-" if sign == "+" else "+"
+        back = _value([claimed, undo, b])
+        if (kind, doubt) != (
+            "step",
+            "self_doubt",
+        ) or check != f"{claimed}{undo}{b}={back};{a} {compared(back, int(a))}":
             return f"{check!r} does not doubt {claim!r}"
     return _sum(question, [step for step in steps if step[0] == "step"], answer)
 
@@ -188,8 +200,9 @@ def _bayesian(question: str, steps: Steps, answer: str) -> str:
         "B": Fraction(of_b, of_a + of_b) * Fraction(in_b, balls),
     }
     posterior = likely[question[-2]] / sum(likely.values())  # Bayes' rule
-    told = steps[-1][1].rpartition("=")[2]
-    return "" if answer == told == str(posterior) else f"Bayes' rule gives {posterior}, not {answer}"
+    if Fraction(answer) != posterior or answer.rpartition("/")[2] != str(of_a * in_a + of_b * in_b):
+        return f"Bayes' rule gives {posterior}, not {answer}"
+    return "" if answer == steps[-1][1] else f"the last step says {steps[-1][1]}, the answer {answer}"
 
 
 def _multidomain(question: str, steps: Steps, answer: str) -> str:
@@ -202,15 +215,13 @@ def _multidomain(question: str, steps: Steps, answer: str) -> str:
 
 
 def _self_correction(question: str, steps: Steps, answer: str) -> str:
-    places = [i for i, (kind, _) in enumerate(steps) if kind == "self_correction"]
-    mended = [i for i in places if not all(true for _, true in equations(steps[i - 1][1]))]
-    if not places or (places != mended and places != [len(steps) - 1]):
-        return "what is not false is looked over once, at the end"
-    for i in places:
-        looked_at, correction = steps[i - 1][1], steps[i][1]
-        if looked_at.partition("=")[0] != correction.partition("=")[0]:
-            return f"{correction!r} corrects nothing, before it stands {looked_at!r}"
-    return _sum(question, steps, answer)
+    if len(steps) % 2:
+        return "a step is not done again"
+    for (kind, claim), (again, mended) in _pairs(steps):
+        same = re.sub(r"=\d+", "=", claim) == re.sub(r"=\d+", "=", mended)  # but for the result
+        if (kind, again) != ("step", "self_correction") or not same:
+            return f"{mended!r} does not do {claim!r} again"
+    return _sum(question, [step for step in steps if step[0] == "self_correction"], answer)
 
 
 def _uncertainty(question: str, steps: Steps, answer: str) -> str:

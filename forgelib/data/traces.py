@@ -6,12 +6,12 @@ traces that are true line by line.
 | chain_of_thought | chain_sum | one term after the other |
 | mece | leg_counting | groups that share no animal and leave none out, then their sum |
 | falsification | simple_equations with candidates | each candidate put in, until one is not refuted |
-| expert_perspective | gcd | by divisors, and by Euclid |
+| expert_perspective | gcd | by Euclid, and by divisors |
 | orthogonal_wisdom | chain_sum, additions | forwards, then backwards: two ways, one result |
 | self_doubt | chain_sum | each step checked by its inverse; every second step is a slip that the check finds |
 | bayesian | two kinds of bags, our own | Bayes' rule in natural frequencies |
 | multidomain | leg_counting and a thing of another domain | a fact of each domain, then their sum |
-| self_correction | chain_sum | every second step is a slip, and the next one repairs it |
+| self_correction | chain_sum | each step done again; every second one was a slip, and is repaired by that |
 | uncertainty | a sum of two unknowns, our own | every case that is left open; "unknown" where they disagree |
 
 The question names its strategy, so that one problem can be asked in several ways. A step writes down again what is
@@ -25,11 +25,10 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from math import gcd
 
 from forgelib.data import STRATEGIES, DataError, ReasoningRow, Vocabulary
-from forgelib.data.trace_checks import trace_flaw
+from forgelib.data.trace_checks import compared, trace_flaw
 
 #: Problems asked of reasoning-gym at once; so many chunks in a row without a new prompt, and a strategy is exhausted.
 _CHUNK, _PATIENCE = 500, 6
@@ -202,8 +201,9 @@ def falsification(seed: int, level: int) -> Iterator[Problem]:
         for i, x in enumerate(tried[: tried.index(true) + 1], start=1):
             if factor > 1:
                 steps.append(("step", f"{factor}*{x}={factor * x}"))
-            verdict = "yes" if x == true else ",".join(["no", *map(str, tried[i:])])
-            steps.append(("falsification", f"{factor * x}+{term}={factor * x + term};{value} {verdict}"))
+            verdict = compared(factor * x + term, int(value))
+            told = verdict if x == true else ",".join([verdict, *map(str, tried[i:])])
+            steps.append(("falsification", f"{factor * x}+{term}={factor * x + term};{value} {told}"))
         asked = ",".join(map(str, tried))
         yield Problem(f"{left}={value}? Try {asked}.", steps, str(true), "equations")
 
@@ -222,8 +222,8 @@ def expert_perspective(seed: int, level: int) -> Iterator[Problem]:
             x, y = y, x % y
         by_lists = f"{a}:{','.join(map(str, lists[0]))};{b}:{','.join(map(str, lists[1]))}"
         steps = [
-            ("expert_perspective", f"{by_lists};{','.join(map(str, shared))}"),
             ("expert_perspective", ",".join(euclid)),
+            ("expert_perspective", f"{by_lists};{','.join(map(str, shared))}"),
         ]
         question = f"Largest divisor of {a} and {b}? Two experts."
         yield Problem(question, steps, str(gcd(a, b)), "divisors")
@@ -243,7 +243,7 @@ def _slip(dice: random.Random, result: int, least: int = 0) -> int:
 
 def _doubted(a: int, sign: str, b: int, claimed: int) -> str:
     back = claimed - b if sign == "+" else claimed + b
-    return f"{claimed}{'-' if sign == '+' else '+'}{b}={back};{a} {'yes' if back == a else 'no'}"
+    return f"{claimed}{'-' if sign == '+' else '+'}{b}={back};{a} {compared(back, a)}"
 
 
 def self_doubt(seed: int, level: int) -> Iterator[Problem]:
@@ -267,18 +267,18 @@ def bayesian(seed: int, level: int) -> Iterator[Problem]:
         kinds, asked = {"A": (of_a, in_a), "B": (of_b, in_b)}, dice.choice("AB")
         order = sorted(kinds, key=lambda kind: kind != asked)  # the one that is asked for comes first
         first, second = (bags_of * red for bags_of, red in map(kinds.get, order))
-        raw, share = f"{first}/{first + second}", Fraction(first, first + second)
+        answer = f"{first}/{first + second}"
         steps = [
             *(
                 ("bayesian", f"{kind}:{kinds[kind][0]}*{kinds[kind][1]}={kinds[kind][0] * kinds[kind][1]}")
                 for kind in order
             ),
             ("step", f"{first}+{second}={first + second}"),
-            ("bayesian", raw if raw == str(share) else f"{raw}={share}"),
+            ("bayesian", answer),
         ]
         told = f"{_counted(of_a, 'bag')} A with {in_a} of {balls} red, {of_b} B with {in_b}"
-        question = f"{told}. A red one: from {asked}?"
-        yield Problem(question, steps, str(share), "probability")
+        question = f"{told}. Of all red, how many from {asked}?"
+        yield Problem(question, steps, answer, "probability")
 
 
 def multidomain(seed: int, level: int) -> Iterator[Problem]:
@@ -297,15 +297,11 @@ def multidomain(seed: int, level: int) -> Iterator[Problem]:
 
 def self_correction(seed: int, level: int) -> Iterator[Problem]:
     dice = random.Random(seed)
-    for numbers, signs, answer in _sums(seed, level, least_terms=3):
+    for numbers, signs, answer in _sums(seed, level):
         steps = []
         for a, sign, b, result, rest in _equations(numbers, signs):
-            wrong = dice.random() < 0.5
-            if wrong:
-                steps.append(("step", f"{a}{sign}{b}={_slip(dice, result)}{rest}"))
-            steps.append(("self_correction" if wrong else "step", f"{a}{sign}{b}={result}{rest}"))
-        if all(kind == "step" for kind, _ in steps):  # looked over once more, and nothing to mend
-            steps.append(("self_correction", steps[-1][1]))
+            told = _slip(dice, result) if dice.random() < 0.5 else result
+            steps += [("step", f"{a}{sign}{b}={told}{rest}"), ("self_correction", f"{a}{sign}{b}={result}{rest}")]
         yield Problem(f"{_expression(numbers, signs)}? Mend slips.", steps, answer, "sums")
 
 

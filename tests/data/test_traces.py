@@ -82,12 +82,12 @@ def test_answers_are_not_guessed_by_a_constant():
 def test_any_number_changed_in_a_trace_is_found(strategy, level):
     """Change one number (or verdict) of the thought or the answer: no such row passes.
 
-    But for the result that <correct> looks over: with another wrong one it is as real a slip, and repaired.
+    But for the result that <correct> does again: with another wrong one it is as real a slip, and repaired.
     """
-    swaps = {"yes": "no", "no": "yes", "unknown": "yes"}
+    swaps = {"yes": "no", "no": "yes", "unknown": "yes", "high": "low", "low": "yes"}
     for row in procedural_rows(30, WORDS, seed=2, strategies=[strategy], difficulties=(level,)):
         assert flaw(row, WORDS) == ""
-        for found in re.finditer(r"\d+|\byes\b|\bno\b|unknown", row.reasoning):
+        for found in re.finditer(r"\d+|\b(yes|no|high|low)\b", row.reasoning):
             if (
                 re.match(r"(,[-+\d]+)?<correct>", row.reasoning[found.end() :])
                 and row.reasoning[found.start() - 1] == "="
