@@ -148,20 +148,19 @@ def _falsification(question: str, steps: Steps, answer: str) -> str:
 
 
 def _expert(question: str, steps: Steps, answer: str) -> str:
-    a, b = map(int, re.findall(r"\d+", question))
-    euclid, lists = [text for kind, text in steps if kind == "expert_perspective"]
-    divisors = [[d for d in range(1, n + 1) if n % d == 0] for n in (a, b)]
-    told = [[int(d) for d in re.findall(r"\d+", part)] for part in lists.split(";")]
-    if told != [[a, *divisors[0]], [b, *divisors[1]], sorted(set(divisors[0]) & set(divisors[1]))]:
-        return f"{lists!r} are not the divisors"
-    before, last = (max(a, b), min(a, b)), None
-    for match in re.finditer(r"(\d+)%(\d+)=(\d+)", euclid):
-        x, y, rest = map(int, match.groups())
+    small, large = sorted(map(int, re.findall(r"\d+", question)))
+    euclid, tried = ([[int(n) for n in re.findall(r"\d+", one)] for one in text.split(";")] for _, text in steps)
+    before = (large, small)
+    for x, y, rest in euclid:
         if (x, y) != before:
             return f"Euclid goes on with {x} and {y}, not with {before}"
-        before, last = (y, rest), y
-    ends = before[1] == 0 and str(last) == answer == str(told[2][-1])
-    return "" if ends else f"the experts say {last} and {told[2][-1]}, the answer {answer}"
+        before = (y, rest)
+    divisors = [d for d in range(small, 0, -1) if small % d == 0][: len(tried)]
+    if [(x, d) for x, d, _ in tried] != [(large, d) for d in divisors]:
+        return f"tries {tried}, not the divisors {divisors} of {small} on {large}"
+    rests = [rest for _, _, rest in tried]
+    right = before[1] == 0 and str(before[0]) == answer == str(divisors[-1]) and rests.index(0) == len(rests) - 1
+    return "" if right else f"the experts say {before[0]} and {divisors[-1]}, the answer {answer}"
 
 
 def _orthogonal(question: str, steps: Steps, answer: str) -> str:
@@ -194,12 +193,13 @@ def _self_doubt(question: str, steps: Steps, answer: str) -> str:
 
 
 def _bayesian(question: str, steps: Steps, answer: str) -> str:
-    of_a, in_a, balls, of_b, in_b = (int(x) for x in re.findall(r"\d+", question))
+    balls, of_a, in_a, of_b, in_b = (int(x) for x in re.findall(r"\d+", question))
+    asked = re.search(r"from ([AB])\?", question).group(1)
     likely = {
         "A": Fraction(of_a, of_a + of_b) * Fraction(in_a, balls),
         "B": Fraction(of_b, of_a + of_b) * Fraction(in_b, balls),
     }
-    posterior = likely[question[-2]] / sum(likely.values())  # Bayes' rule
+    posterior = likely[asked] / sum(likely.values())  # Bayes' rule
     if Fraction(answer) != posterior or answer.rpartition("/")[2] != str(of_a * in_a + of_b * in_b):
         return f"Bayes' rule gives {posterior}, not {answer}"
     return "" if answer == steps[-1][1] else f"the last step says {steps[-1][1]}, the answer {answer}"

@@ -6,7 +6,7 @@ traces that are true line by line.
 | chain_of_thought | chain_sum | one term after the other |
 | mece | leg_counting | groups that share no animal and leave none out, then their sum |
 | falsification | simple_equations with candidates | each candidate put in, until one is not refuted |
-| expert_perspective | gcd | by Euclid, and by divisors |
+| expert_perspective | gcd | by Euclid, and by trying the divisors of the smaller number, largest first |
 | orthogonal_wisdom | chain_sum, additions | forwards, then backwards: two ways, one result |
 | self_doubt | chain_sum | each step checked by its inverse; every second step is a slip that the check finds |
 | bayesian | two kinds of bags, our own | Bayes' rule in natural frequencies |
@@ -214,19 +214,15 @@ def expert_perspective(seed: int, level: int) -> Iterator[Problem]:
         a, b = problem["metadata"]["numbers"]
         if problem["answer"] == "1" and (a + b) % 3:  # with all of these pairs, "1" would mostly be right
             continue
-        lists = [[d for d in range(1, n + 1) if n % d == 0] for n in (a, b)]
-        shared = [d for d in lists[0] if d in lists[1]]
         euclid, (x, y) = [], (max(a, b), min(a, b))
         while y:
             euclid.append(f"{x}%{y}={x % y}")
             x, y = y, x % y
-        by_lists = f"{a}:{','.join(map(str, lists[0]))};{b}:{','.join(map(str, lists[1]))}"
-        steps = [
-            ("expert_perspective", ",".join(euclid)),
-            ("expert_perspective", f"{by_lists};{','.join(map(str, shared))}"),
-        ]
-        question = f"Largest divisor of {a} and {b}? Two experts."
-        yield Problem(question, steps, str(gcd(a, b)), "divisors")
+        large, small = max(a, b), min(a, b)
+        divisors = [d for d in range(small, x - 1, -1) if small % d == 0]
+        tried = [f"{large}%{d}={large % d}" for d in divisors]
+        steps = [("expert_perspective", ";".join(euclid)), ("expert_perspective", ";".join(tried))]
+        yield Problem(f"Largest divisor of {a} and {b}? Two experts.", steps, str(gcd(a, b)), "divisors")
 
 
 def orthogonal_wisdom(seed: int, level: int) -> Iterator[Problem]:
@@ -276,8 +272,8 @@ def bayesian(seed: int, level: int) -> Iterator[Problem]:
             ("step", f"{first}+{second}={first + second}"),
             ("bayesian", answer),
         ]
-        told = f"{_counted(of_a, 'bag')} A with {in_a} of {balls} red, {of_b} B with {in_b}"
-        question = f"{told}. Of all red, how many from {asked}?"
+        told = f"Bags of {balls}: {of_a} A with {in_a} red, {of_b} B with {in_b}"
+        question = f"What share of the red is from {asked}? {told}."
         yield Problem(question, steps, answer, "probability")
 
 
