@@ -148,19 +148,24 @@ def _falsification(question: str, steps: Steps, answer: str) -> str:
 
 
 def _expert(question: str, steps: Steps, answer: str) -> str:
-    small, large = sorted(map(int, re.findall(r"\d+", question)))
-    euclid, tried = ([[int(n) for n in re.findall(r"\d+", one)] for one in text.split(";")] for _, text in steps)
-    before = (large, small)
-    for x, y, rest in euclid:
-        if (x, y) != before:
-            return f"Euclid goes on with {x} and {y}, not with {before}"
-        before = (y, rest)
-    divisors = [d for d in range(small, 0, -1) if small % d == 0][: len(tried)]
-    if [(x, d) for x, d, _ in tried] != [(large, d) for d in divisors]:
-        return f"tries {tried}, not the divisors {divisors} of {small} on {large}"
-    rests = [rest for _, _, rest in tried]
-    right = before[1] == 0 and str(before[0]) == answer == str(divisors[-1]) and rests.index(0) == len(rests) - 1
-    return "" if right else f"the experts say {before[0]} and {divisors[-1]}, the answer {answer}"
+    first, *rest = _expression(question)
+    terms = _pairs(rest)
+    ways = [
+        [sign + n for sign, n in terms],
+        [s + n for s, n in terms if s == "+"] + [s + n for s, n in terms if s == "-"],
+    ]
+    if len(steps) != len(ways) or any(kind != "expert_perspective" for kind, _ in steps):
+        return f"{len(steps)} steps are not two experts"
+    for way, (_, text) in zip(ways, steps, strict=True):
+        total, expected = int(first), []
+        for term in way:
+            expected.append(f"{total}{term}={total + int(term)}")
+            total += int(term)
+        if text != ";".join(expected):
+            return f"an expert writes {text!r}, not {';'.join(expected)!r}"
+        if str(total) != answer:
+            return f"the experts say {total}, the answer {answer}"
+    return ""
 
 
 def _orthogonal(question: str, steps: Steps, answer: str) -> str:

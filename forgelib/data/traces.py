@@ -6,7 +6,7 @@ traces that are true line by line.
 | chain_of_thought | chain_sum | one term after the other |
 | mece | leg_counting | groups that share no animal and leave none out, then their sum |
 | falsification | simple_equations with candidates | each candidate put in, until one is not refuted |
-| expert_perspective | gcd | by Euclid, and by trying the divisors of the smaller number, largest first |
+| expert_perspective | chain_sum, "-" before "+" | from left to right, and what is added before what is taken away |
 | orthogonal_wisdom | chain_sum, additions | forwards, then backwards: two ways, one result |
 | self_doubt | chain_sum | each step checked by its inverse; every second step is a slip that the check finds |
 | bayesian | two kinds of bags, our own | Bayes' rule in natural frequencies |
@@ -25,7 +25,6 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import gcd
 
 from forgelib.data import STRATEGIES, DataError, ReasoningRow, Vocabulary
 from forgelib.data.trace_checks import compared, trace_flaw
@@ -209,20 +208,17 @@ def falsification(seed: int, level: int) -> Iterator[Problem]:
 
 
 def expert_perspective(seed: int, level: int) -> Iterator[Problem]:
-    most = {1: 24, 2: 40, 3: 99}[level]
-    for problem in _problems("gcd", seed, min_numbers=2, max_numbers=2, min_value=2, max_value=most):
-        a, b = problem["metadata"]["numbers"]
-        if problem["answer"] == "1" and (a + b) % 3:  # with all of these pairs, "1" would mostly be right
+    """A cashier goes from left to right; a bookkeeper adds up what comes in before what goes out."""
+    for numbers, signs, answer in _sums(seed, level, least_terms=3):
+        terms = list(zip(signs, numbers[1:], strict=True))
+        gathered = sorted(terms, key=lambda term: term[0] == "-")
+        if gathered == terms:  # both would write the same
             continue
-        euclid, (x, y) = [], (max(a, b), min(a, b))
-        while y:
-            euclid.append(f"{x}%{y}={x % y}")
-            x, y = y, x % y
-        large, small = max(a, b), min(a, b)
-        divisors = [d for d in range(small, x - 1, -1) if small % d == 0]
-        tried = [f"{large}%{d}={large % d}" for d in divisors]
-        steps = [("expert_perspective", ";".join(euclid)), ("expert_perspective", ";".join(tried))]
-        yield Problem(f"Largest divisor of {a} and {b}? Two experts.", steps, str(gcd(a, b)), "divisors")
+        told = []
+        for order in (terms, gathered):
+            worked = _equations([numbers[0], *(n for _, n in order)], [sign for sign, _ in order])
+            told.append(("expert_perspective", ";".join(f"{a}{sign}{b}={r}" for a, sign, b, r, _ in worked)))
+        yield Problem(f"{_expression(numbers, signs)}? Two experts.", told, answer, "sums")
 
 
 def orthogonal_wisdom(seed: int, level: int) -> Iterator[Problem]:

@@ -44,8 +44,8 @@ def test_training_and_validation_never_meet_whatever_the_seed():
 
 
 def test_where_the_problems_end_there_are_fewer_rows():
-    rows = procedural_rows(3000, WORDS, seed=0, strategies=["expert_perspective"])
-    assert 250 < len(rows) <= 23 * 23, "pairs of 2 to 24"
+    rows = procedural_rows(3000, WORDS, seed=0, strategies=["multidomain"])
+    assert 300 < len(rows) <= 12 * 3 * 5 * 3, "one to three of an animal and of a thing"
 
 
 @pytest.mark.parametrize("strategy", ["self_doubt", "self_correction"])
