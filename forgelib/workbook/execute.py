@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import secrets
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,7 +55,9 @@ class Client(PapermillNotebookClient):
         manager = super().create_kernel_manager()
         manager.kernel_spec_manager = ThisPython()
         if os.name == "posix":
-            manager.transport = "ipc"  # sockets in a file of this user: no port to race for, nothing to listen in on
+            # Sockets are files of this user, under a name of their own: no port and no name to race for with another
+            # run of the same notebooks, nothing to listen in on, and no file left among the notebooks by a kill.
+            manager.transport, manager.ip = "ipc", f"{tempfile.gettempdir()}/forge-{secrets.token_hex(6)}"
         return manager
 
     def papermill_execute_cells(self) -> None:
