@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgelib.core.loop import Checkpointer
 from forgelib.data import vocabulary, worked_rows
+from forgelib.data.prepare import load_rows
 from forgelib.phases.bake import BakeConfig, bake
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook.quietstar import load_any
-from forgelib.workbook.row_making import load_rows
 
 WORDS = vocabulary("forge-12")
 STEPS, BATCH = 50, 2
