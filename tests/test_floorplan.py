@@ -30,6 +30,7 @@ JOINING = {
     "optim": {"mugrokfast"},
     "data": {"prepare", "traces"},
     "models": {"cognate"},
+    "thoughts": {"sampling", "reading", "injection", "quietstar"},
     "merge": {"recipe", "check"},
     "evaluate": {"fitness", "prompt_effect", "reasoning"},
     "phases": {"cognate", *EVOMERGE},
