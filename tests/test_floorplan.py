@@ -24,7 +24,8 @@ FLOORS = {
 #: the two searches, the controls.
 EVOMERGE = {"workshop", "population", "ray_population", "surrogate", "evomerge", "cmaes", "controls"}
 #: Inside a room only these files (and `__init__`) import their siblings. In core, `loop` joins what continues a run
-#: (random numbers, state) and `run` what a run is (artifacts, registry, tracking, loop).
+#: (random numbers, state) and `run` what a run is (artifacts, registry, tracking, loop). In thoughts, `sampling` and
+#: `reading` join the two ways of going through a text, and `quietstar` joins these two with the mixing head.
 JOINING = {
     "core": {"run", "loop"},
     "optim": {"mugrokfast"},

@@ -39,7 +39,7 @@ def sample_thoughts(
     Args:
         attention_mask: [B, T], 0 at padding, on whichever side; None means there is none.
         positions: None (every token), [P] or [B, P] with -1 where a text has fewer; the thought follows that token.
-        generator: where the randomness comes from; each text draws by its own stream, whatever it is batched with.
+        generator: where the randomness comes from; text i draws by its i-th stream, whatever its padding and company.
     Raises ValueError where text and thought exceed the model's context, and without a generator unless greedy.
     """
     lm, valid = CausalLM(model), text_mask(input_ids, attention_mask)

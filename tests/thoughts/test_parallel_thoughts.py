@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_thinkers import (
     CONTEXT,
     FAMILIES,
@@ -16,6 +17,7 @@ from tiny_thinkers import (
     three_texts,
 )
 
+from forgelib.optim.attention_logits import track_attention_logits
 from forgelib.thoughts import ThoughtConfig, sample_thoughts
 from forgelib.thoughts.causal_lm import CausalLM
 from forgelib.thoughts.forked_state import ForkedStates, read_forked_state
@@ -202,6 +204,16 @@ def test_what_cannot_be_done_is_refused():
     for field, value in (("n_thoughts", 0), ("length", 2), ("top_p", 0.0), ("temperature", -1.0)):
         with pytest.raises(ValueError, match=rf"ThoughtConfig\.{field}"):
             ThoughtConfig(**{"start": (1, 2), field: value})
+
+
+def test_wrapped_by_peft_or_watched_for_qk_clip_a_model_thinks_the_same():
+    ids, plain = three_texts(), sampled(thinker("llama"), three_texts(), MASK)
+    watched = thinker("llama")
+    track_attention_logits(watched)
+    same(plain, sampled(watched, ids, MASK))
+    adapted = get_peft_model(thinker("llama"), LoraConfig(target_modules=["q_proj", "v_proj"]))  # starts at zero
+    assert CausalLM(adapted).takes_masks(15)
+    same(plain, sampled(adapted, ids, MASK))
 
 
 def test_the_models_mode_is_as_it_was():
