@@ -39,6 +39,11 @@ def runs_dir() -> Path:
     return Path(chosen).expanduser().resolve() if chosen else repo_root() / "data" / "runs"
 
 
+def cache_dir() -> Path:
+    """data/cache of the repository: what can be made again at any time, such as compiled kernels."""
+    return repo_root() / "data" / "cache"
+
+
 def datasets_mirror() -> Path | None:
     """The folder of local rows, $FORGE_DATASETS, or None."""
     chosen = os.environ.get("FORGE_DATASETS")

@@ -1,0 +1,180 @@
+"""Ternary layers: one that trains straight-through, and the packed one that it becomes for inference.
+
+linear = TernaryLinear.from_linear(nn.Linear(512, 2048))     full-precision weight, rounded in every forward pass
+packed = linear.pack()                                       2 bits a weight, int8 activations, no gradient
+"""
+
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .packing import pack, packed_shape, unpack
+from .product import Operand, Operands, multiply, multiply_all
+from .ternary import Rounding, round_activations, round_weight, ternarize
+
+
+class TernaryLinear(nn.Module):
+    """x [..., K] -> [..., N] with weight [N, K] rounded to three values and x to int8, gradients straight through.
+
+    `share` (0 to 1) is how much of the rounding is done: a warm-up raises it from 0, the layer as it was, to 1.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, rounding: Rounding | None = None):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.rounding, self.share = rounding or Rounding(), 1.0
+        self.out_features, self.in_features = weight.shape
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, rounding: Rounding | None = None) -> Self:
+        """The layer with the same parameters (not copies, so what is tied stays tied)."""
+        return cls(linear.weight, linear.bias, rounding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.share == 0:
+            return F.linear(x, self.weight, self.bias)
+        return F.linear(
+            round_activations(x, self.share), round_weight(self.weight, self.rounding, self.share), self.bias
+        )
+
+    def sparsity(self) -> float:
+        """Share of the weights that are zero."""
+        return float((ternarize(self.weight, self.rounding)[0] == 0).float().mean())
+
+    def pack(self) -> "PackedTernaryLinear":
+        """The inference layer. Raises ValueError for NaN or infinity in the weight or bias."""
+        signs, scales = ternarize(self.weight, self.rounding)
+        codes = pack((signs + 1).to(torch.uint8))
+        bias = None if self.bias is None else self.bias.detach().float().clone()
+        return PackedTernaryLinear(codes, scales, bias, self.out_features, self.in_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class PackedTernaryLinear(nn.Module):
+    """x [..., K] -> [..., N] from packed weights. Buffers: codes uint8 [P, L, 64], scales and bias float32 [N].
+
+    For inference: an x that asks for a gradient is refused. Layers of one `SharedInput` are multiplied together.
+    """
+
+    def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor | None, out_features: int, in_features: int):
+        super().__init__()
+        check_packed(codes, scales, bias, out_features, in_features)
+        self.out_features, self.in_features = out_features, in_features
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", bias)
+        self._operand: Operand | None = None
+        self.shared: SharedInput | None = None
+        self.place = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            raise RuntimeError(
+                "a packed ternary layer has no gradient: call the model under torch.no_grad(), or train TernaryLinear"
+            )
+        if self.shared is not None and not x.is_inference():
+            return self.shared.output(x, self.place)
+        return multiply(self._operand or self.operand(), x)
+
+    def operand(self) -> Operand:
+        """The layer as the kernel reads it; made anew after the buffers were moved or loaded."""
+        if self._operand is None:
+            self._operand = Operand(self.codes, self.scales, self.bias, self.out_features, self.in_features)
+        return self._operand
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight [N, K] in float32, unpacked now."""
+        signs = unpack(self.codes, self.out_features, self.in_features).float() - 1
+        return signs * self.scales.float()[:, None]
+
+    def sparsity(self) -> float:
+        """Share of the weights that are zero."""
+        return float((unpack(self.codes, self.out_features, self.in_features) == 1).float().mean())
+
+    def resident_bytes(self) -> int:
+        """Bytes of the layer in memory: codes, scales, bias, and int8 weights where there is no kernel."""
+        kept = sum(t.nbytes for t in (self.codes, self.scales, self.bias) if t is not None)
+        return kept + (0 if self._operand is None else self._operand.extra_bytes())
+
+    def _forget(self) -> None:
+        self._operand = None
+        if self.shared is not None:
+            self.shared.forget()
+
+    def _apply(self, *args, **kwargs):
+        result = super()._apply(*args, **kwargs)
+        self._forget()
+        return result
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._forget()
+
+    def __getstate__(self) -> dict:
+        """Addresses are this process's: copies make their own."""
+        return {**self.__dict__, "_operand": None}
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class SharedInput:
+    """Packed layers that are always given the very same tensor, as q, k and v: whichever is asked first, one call
+    rounds x once and multiplies all, and the others' outputs wait for them.
+
+    They wait only for the same tensor object at the same version, so what a layer returns never depends on this.
+    """
+
+    def __init__(self, layers: list[PackedTernaryLinear]):
+        if len(layers) < 2 or len({layer.in_features for layer in layers}) != 1:
+            raise ValueError(f"layers of {[layer.in_features for layer in layers]} inputs cannot share one input")
+        self.layers = layers
+        self.forget()
+        for place, layer in enumerate(layers):
+            layer.shared, layer.place = self, place
+
+    def forget(self) -> None:
+        """Drop what waits, and the addresses."""
+        self._operands: Operands | None = None
+        self._waiting: tuple[Tensor, int, list[Tensor | None]] | None = None
+
+    def output(self, x: Tensor, place: int) -> Tensor:
+        """What layer `place` makes of x [..., K]."""
+        waiting = self._waiting
+        if waiting is None or waiting[0] is not x or waiting[1] != x._version or waiting[2][place] is None:
+            if self._operands is None:
+                self._operands = Operands([layer.operand() for layer in self.layers])
+            waiting = self._waiting = (x, x._version, multiply_all(self._operands, x))
+        outputs = waiting[2]
+        y, outputs[place] = outputs[place], None
+        if not any(output is not None for output in outputs):
+            self._waiting = None
+        return y
+
+    def __getstate__(self) -> dict:
+        return {"layers": self.layers, "_operands": None, "_waiting": None}
+
+
+def check_packed(codes: Tensor, scales: Tensor, bias: Tensor | None, outputs: int, inputs: int) -> None:
+    """Raise ValueError where these are no packed layer: shapes, types, scales or bias that are not finite."""
+    shape = packed_shape(outputs, inputs)
+    if codes.dtype != torch.uint8 or tuple(codes.shape) != shape:
+        raise ValueError(
+            f"codes of {outputs} x {inputs} are uint8 {list(shape)}, not {codes.dtype} {list(codes.shape)}"
+        )
+    for name, part in (("scales", scales), ("bias", bias)):
+        if part is None:
+            continue
+        if part.dtype != torch.float32 or tuple(part.shape) != (outputs,):
+            raise ValueError(
+                f"{name} of {outputs} outputs are float32 [{outputs}], not {part.dtype} {list(part.shape)}"
+            )
+        if not bool(torch.isfinite(part).all()):
+            raise ValueError(f"{name} hold NaN or infinity: the layer is damaged")
+    if bool((scales < 0).any()):
+        raise ValueError("a scale is below 0: the layer is damaged")

@@ -1,0 +1,116 @@
+"""y = x W^T for packed ternary weights: the one small op, native where it can be, and who computes it.
+
+Activations are rounded to int8 per token, the sums are exact integers, and y = sum * (unit * scale) + bias in float32.
+Every path gives the same bits.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from . import native
+from .packing import unpack
+from .ternary import round_tokens
+
+
+class Operand:
+    """A packed layer as the kernel reads it. It holds its tensors, so the addresses stay good.
+
+    codes: uint8 [P, L, 64] (`packing`); scales: float32 [N]; bias: float32 [N] or None.
+    """
+
+    def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor | None, outputs: int, inputs: int):
+        scales, bias = (None if t is None else t.detach().float().contiguous() for t in (scales, bias))
+        self.codes, self.scales, self.bias = codes.contiguous(), scales, bias
+        self.outputs, self.inputs = outputs, inputs
+        bias_address = None if bias is None else bias.data_ptr()
+        self.struct = native.LayerStruct(self.codes.data_ptr(), scales.data_ptr(), bias_address, outputs, inputs)
+        self.address = ctypes.addressof(self.struct)
+        self._int8: Tensor | None = None
+
+    def int8(self) -> Tensor:
+        """The signs as int8 [K, N], made once and kept: four times the packed bytes, where there is no kernel."""
+        if self._int8 is None:
+            self._int8 = (unpack(self.codes, self.outputs, self.inputs).to(torch.int8) - 1).t().contiguous()
+        return self._int8
+
+    def extra_bytes(self) -> int:
+        """Bytes kept beside the packed ones."""
+        return 0 if self._int8 is None else self._int8.nbytes
+
+
+class Operands:
+    """Layers that read one x, which is then rounded once; all are multiplied in one call."""
+
+    def __init__(self, operands: list[Operand]):
+        if len({operand.inputs for operand in operands}) != 1:
+            raise ValueError(f"layers of {[o.inputs for o in operands]} inputs cannot share one input")
+        self.operands, self.inputs = operands, operands[0].inputs
+        self.structs = (native.LayerStruct * len(operands))(*(operand.struct for operand in operands))
+        self.address = ctypes.addressof(self.structs)
+
+
+def kernel_in_use() -> str:
+    """What multiplies packed weights on this machine's processor, in words."""
+    kernel = native.kernel()
+    if kernel is None:
+        return f"torch._int_mm on int8 weights, four times the packed memory ({native.why_not()})"
+    called = "" if kernel.binding else f", called through ctypes ({kernel.why_no_binding})"
+    return f"{native.PATHS[kernel.paths[-1]]} kernel, {'threads of torch' if kernel.threads else 'one thread'}{called}"
+
+
+def multiply(operand: Operand, x: Tensor, path: str | None = None, threads: int | None = None) -> Tensor:
+    """x [..., K] -> [..., N] of x's type.
+
+    Args: path: a name of `native.PATHS`, "int8", or None for the best; threads: None for torch's number.
+    Raises ValueError for another width, or a path that this machine does not have.
+    """
+    kernel = native.kernel()
+    if kernel is not None and kernel.binding is not None and path is None and threads is None:
+        y = kernel.binding.linear(operand.address, x)
+        if y is not None:
+            return y
+    return multiply_all(Operands([operand]), x, path, threads)[0]
+
+
+def multiply_all(operands: Operands, x: Tensor, path: str | None = None, threads: int | None = None) -> list[Tensor]:
+    """x [..., K] -> [..., N_i] for each layer, the same as `multiply` gives for each alone."""
+    kernel = native.kernel() if x.is_cpu else None
+    if kernel is not None and kernel.binding is not None and path is None and threads is None:
+        ys = kernel.binding.linears(operands.address, len(operands.operands), x)
+        if ys is not None:
+            return ys
+    if x.shape[-1:] != (operands.inputs,):
+        raise ValueError(f"x is {list(x.shape)}: this layer has {operands.inputs} inputs")
+    if path not in (None, "int8") and (kernel is None or path not in kernel.paths):
+        raise ValueError(f"path = {path!r}: here there are {', '.join((*(kernel.paths if kernel else ()), 'int8'))}")
+    if kernel is None or path == "int8":
+        return [_multiply_int8(operand, x) for operand in operands.operands]
+    return _multiply_by_ctypes(
+        kernel, operands, x, len(kernel.paths) - 1 if path is None else kernel.paths.index(path), threads
+    )
+
+
+def _multiply_by_ctypes(
+    kernel: native.Kernel, operands: Operands, x: Tensor, path: int, threads: int | None
+) -> list[Tensor]:
+    rows = x.to(torch.float32).contiguous()
+    ys = [torch.empty(*x.shape[:-1], operand.outputs) for operand in operands.operands]
+    if threads is None:
+        work = rows.numel() * sum(operand.outputs for operand in operands.operands)
+        threads = torch.get_num_threads() if work >= native.WORTH_THREADS else 1
+    tokens, addresses = rows.numel() // operands.inputs, (ctypes.c_void_p * len(ys))(*[y.data_ptr() for y in ys])
+    kernel.linears(operands.address, len(ys), rows.data_ptr(), tokens, addresses, threads, path)
+    return [y.to(x.dtype) for y in ys]
+
+
+def _multiply_int8(operand: Operand, x: Tensor) -> Tensor:
+    values, units = round_tokens(x)
+    weight = operand.int8()
+    if x.is_cpu:
+        sums = torch._int_mm(values.reshape(-1, operand.inputs), weight).view(*x.shape[:-1], operand.outputs)
+    else:  # on another device: products and sums below 2^24 are exact in float32
+        sums = values.float() @ weight.float()
+    y = sums.float() * (units * operand.scales)
+    return (y if operand.bias is None else y + operand.bias).to(x.dtype)

@@ -1,0 +1,108 @@
+"""The kernel is compiled once and kept; where it cannot be, torch multiplies the same numbers and says so."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from forgelib.quant import TernaryLinear, kernel_in_use, native
+
+compiled = pytest.mark.skipif(native.kernel() is None, reason=f"no kernel here: {native.why_not()}")
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """An empty cache, and a process that has not loaded the kernel yet."""
+    monkeypatch.setattr(native, "cache_dir", lambda: tmp_path)
+    native.load.cache_clear()
+    yield tmp_path / "kernels"
+    native.load.cache_clear()
+
+
+def result(x: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(0)
+    return TernaryLinear.from_linear(nn.Linear(40, 70)).pack()(x)
+
+
+def test_without_a_compiler_torch_multiplies_the_same_numbers(fresh, monkeypatch):
+    x = torch.randn(3, 40)
+    native.load.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(native.shutil, "which", lambda name: None)
+        without = result(x)
+        assert "torch._int_mm" in kernel_in_use() and "no C++ compiler found" in kernel_in_use()
+    native.load.cache_clear()
+    monkeypatch.undo()
+    assert torch.equal(without, result(x))
+
+
+def test_a_compiler_that_fails_is_no_error_and_is_named(fresh, monkeypatch, tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'fatal error: no disk' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert native.kernel() is None
+    assert "no disk" in kernel_in_use()
+    assert not list(fresh.iterdir()), "nothing half-made stays"
+
+
+@compiled
+def test_without_python_headers_the_kernel_is_called_through_ctypes(monkeypatch):
+    x = torch.randn(3, 40)
+    quick = result(x)
+    native.load.cache_clear()
+    try:
+        monkeypatch.setattr(native.sysconfig, "get_path", lambda name: "/nowhere")
+        assert native.kernel().binding is None and "Python.h" in kernel_in_use()
+        assert torch.equal(result(x), quick)
+    finally:
+        native.load.cache_clear()
+
+
+@compiled
+def test_a_damaged_library_is_built_anew_and_a_whole_one_is_kept(fresh, monkeypatch):
+    path = native.built("ternary_kernel")
+    assert path.parent == fresh
+    before = path.stat().st_mtime_ns
+    assert native.built("ternary_kernel") == path and path.stat().st_mtime_ns == before
+    elsewhere = fresh.parent / "elsewhere"
+    (elsewhere / "kernels").mkdir(parents=True)
+    (elsewhere / "kernels" / path.name).write_bytes(b"no library")
+    monkeypatch.setattr(native, "cache_dir", lambda: elsewhere)
+    assert native.built("ternary_kernel").read_bytes() == path.read_bytes()
+    assert len(list((elsewhere / "kernels").iterdir())) == 1
+
+
+@compiled
+def test_two_processes_may_build_at_once(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from forgelib.quant import native\n"
+        "native.cache_dir = lambda: Path(sys.argv[1])\n"
+        "native._flags_for_torch = lambda: (_ for _ in ()).throw(native.CannotBuild('not asked here'))\n"
+        "assert native.kernel() is not None, native.why_not()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    root = Path(__file__).resolve().parents[2]
+    running = [subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in running:
+        assert process.wait(timeout=120) == 0, process.stderr.read()
+    assert len(list((tmp_path / "kernels").iterdir())) == 1
+
+
+def test_the_sources_are_in_the_installed_package():
+    root = Path(__file__).resolve().parents[2]
+    data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["forgelib"]
+    for source in native.HERE.glob("*.cpp"):
+        assert any(source.relative_to(root / "forgelib").match(pattern) for pattern in data), source
+
+
+def test_the_machines_compiler_is_found_or_its_absence_is_said():
+    if any(shutil.which(name) for name in native.COMPILERS):
+        assert native.kernel() is not None, native.why_not()
+    else:
+        assert "install" in kernel_in_use()
