@@ -1,5 +1,7 @@
 """Floor 2: ternary weights: rounding them, packing them, multiplying with them, converting and storing a model."""
 
+from .convert import Layer, convert, pack_model, plan, put_back, share_inputs, sizes
+from .folder import PackedFolderError, load_packed, save_packed
 from .linear import PackedTernaryLinear, SharedInput, TernaryLinear
 from .native import PATHS
 from .packing import from_base3, pack, to_base3, unpack
@@ -8,20 +10,30 @@ from .ternary import Rounding, round_activations, round_tokens, round_weight, te
 
 __all__ = [
     "PATHS",
+    "Layer",
     "Operand",
     "Operands",
+    "PackedFolderError",
     "PackedTernaryLinear",
     "Rounding",
     "SharedInput",
     "TernaryLinear",
+    "convert",
     "from_base3",
     "kernel_in_use",
+    "load_packed",
     "multiply",
     "multiply_all",
     "pack",
+    "pack_model",
+    "plan",
+    "put_back",
     "round_activations",
     "round_tokens",
     "round_weight",
+    "save_packed",
+    "share_inputs",
+    "sizes",
     "ternarize",
     "to_base3",
     "unpack",

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from .packing import pack, packed_shape, unpack
 from .product import Operand, Operands, multiply, multiply_all
@@ -26,11 +27,27 @@ class TernaryLinear(nn.Module):
         self.weight, self.bias = weight, bias
         self.rounding, self.share = rounding or Rounding(), 1.0
         self.out_features, self.in_features = weight.shape
+        self.transposed = False
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, rounding: Rounding | None = None) -> Self:
-        """The layer with the same parameters (not copies, so what is tied stays tied)."""
+    def from_linear(cls, linear: nn.Linear | Conv1D, rounding: Rounding | None = None) -> Self:
+        """The layer with the same parameters (not copies, so what is tied stays tied; GPT-2's Conv1D is transposed)."""
+        if isinstance(linear, Conv1D):
+            layer = cls(nn.Parameter(linear.weight.detach().t().contiguous()), linear.bias, rounding)
+            layer.transposed = True
+            return layer
         return cls(linear.weight, linear.bias, rounding)
+
+    def to_linear(self) -> nn.Linear | Conv1D:
+        """The full-precision layer again, of the kind it was made from, with these parameters: the put-back."""
+        if self.transposed:
+            linear = Conv1D(self.out_features, self.in_features)
+            linear.weight = nn.Parameter(self.weight.detach().t().contiguous())
+        else:
+            linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+            linear.weight = self.weight
+        linear.bias = self.bias
+        return linear.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.share == 0:

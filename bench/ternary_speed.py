@@ -1,0 +1,144 @@
+"""(g) Packed ternary layers against torch's float32, one process: single layers, a stack, a whole model's decoding.
+
+    layers   forgelib.quant.multiply, rounding of the activations and making the output included, against F.linear
+    stack    twelve blocks of width 576 (48M weights), q, k and v and gate and up in one call each, module calls included
+    decode   greedy decoding of the 25M Cognate with a cache, milliseconds of a token
+
+The two take turns, so a busy machine slows both; each turn is timed in the thread's own processor time, which does not
+count waiting for the other processes, and a figure is a median over turns. A busy neighbour still takes its share of
+memory and cache, so the ratios of two runs differ. G/s counts ternary multiply-adds: a
+processor with AVX-512 VNNI can do 64 a cycle if it starts one dot product a cycle, which bounds every speed-up.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.table import main
+from forgelib.models import CognateConfig, CognateForCausalLM
+from forgelib.quant import SharedInput, TernaryLinear, convert, kernel_in_use, multiply, pack_model
+
+TITLE = "(g) packed ternary weights against torch float32"
+SHAPES = [(512, 512), (2048, 512), (512, 2048), (576, 576), (1536, 576), (576, 1536), (4096, 4096)]
+TOKENS = (1, 4, 8, 64, 256)
+#: Multiply-adds of a turn: long enough for the clock, short enough to alternate.
+TURN = 3e7
+
+
+def turns(contestants: list[Callable[[], object]], calls: int, repeats: int) -> list[list[float]]:
+    """Microseconds a call of each contestant, for each repeat, the first not counted."""
+    taken: list[list[float]] = [[] for _ in contestants]
+    for repeat in range(-1, repeats):
+        for call, times in zip(contestants, taken, strict=True):
+            started = time.thread_time_ns()
+            for _ in range(calls):
+                call()
+            if repeat >= 0:
+                times.append((time.thread_time_ns() - started) / calls / 1e3)
+    return taken
+
+
+def row(name: str, tokens: int, taken: list[list[float]], **more: object) -> dict:
+    """Medians of float32 and ternary, and the median of the ratios of their turns."""
+    full, ternary = taken
+    return {
+        "what": name,
+        "tokens": tokens,
+        "float32 us": statistics.median(full),
+        "ternary us": statistics.median(ternary),
+        "speed-up": statistics.median(a / b for a, b in zip(full, ternary, strict=True)),
+        **more,
+    }
+
+
+def layers(quick: bool) -> list[dict]:
+    """A row for each shape and number of tokens."""
+    rows = []
+    for outputs, inputs in SHAPES[:2] if quick else SHAPES:
+        linear = nn.Linear(inputs, outputs, bias=False)
+        packed = TernaryLinear.from_linear(linear).pack().operand()
+        for tokens in TOKENS:
+            x, work = torch.randn(tokens, inputs), outputs * inputs * tokens
+            calls = max(1, int(TURN / work))
+            contestants = [lambda x=x, w=linear.weight: F.linear(x, w), lambda x=x, p=packed: multiply(p, x)]
+            taken = turns(contestants, calls, 2 if quick else 9 if work > 1e9 else 25)
+            rows.append(
+                row(f"{outputs} x {inputs}", tokens, taken, **{"G/s": work / 1e3 / statistics.median(taken[1])})
+            )
+    return rows
+
+
+class Block(nn.Module):
+    """The linear layers of a Llama block without what lies between them."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.q(x), self.k(x)
+        x = self.out(self.v(x))
+        self.gate(x)
+        return self.down(self.up(x))
+
+
+def packed_stack(stack: nn.Sequential) -> nn.Sequential:
+    """The same blocks with packed layers, those of one input together."""
+    stack = copy.deepcopy(stack)
+    for block in stack:
+        for name, linear in list(block.named_children()):
+            setattr(block, name, TernaryLinear.from_linear(linear).pack())
+        SharedInput([block.q, block.k, block.v])
+        SharedInput([block.gate, block.up])
+    return stack
+
+
+def stack(quick: bool) -> list[dict]:
+    """A row for each number of tokens."""
+    blocks = nn.Sequential(*(Block(576, 1536) for _ in range(2 if quick else 12)))
+    packed = packed_stack(blocks)
+    rows = []
+    for tokens in (1, 4, 8):
+        x = torch.randn(tokens, 576)
+        taken = turns([lambda x=x: blocks(x), lambda x=x: packed(x)], 1, 3 if quick else 41)
+        rows.append(row(f"{len(blocks)} blocks of 576", tokens, taken))
+    return rows
+
+
+def decode(quick: bool) -> list[dict]:
+    """One row: a token of the 25M model, random weights, so every token takes its three cycles."""
+    torch.manual_seed(0)
+    full = CognateForCausalLM(CognateConfig.full(act_threshold=0.9999)).eval()
+    ternary = copy.deepcopy(full)
+    convert(ternary)
+    pack_model(ternary)
+    ids = torch.arange(16)[None]
+    n_tokens = 4 if quick else 32
+    options = {"max_new_tokens": n_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    taken = turns(
+        [lambda: full.generate(ids, **options), lambda: ternary.generate(ids, **options)], 1, 2 if quick else 7
+    )
+    per_token = [[t / n_tokens for t in times] for times in taken]
+    speeds = {
+        f"{name} tokens/s": 1e6 / statistics.median(t)
+        for name, t in zip(("float32", "ternary"), per_token, strict=True)
+    }
+    return [row("25M Cognate, greedy", 1, per_token, **speeds)]
+
+
+@torch.no_grad()
+def run(quick: bool = False) -> list[dict]:
+    """Rows of layers, stack and model: medians in microseconds of processor time and how often ternary is as fast."""
+    rows = [*layers(quick), *stack(quick), *decode(quick)]
+    return [{**r, "kernel": kernel_in_use()} if i == 0 else r for i, r in enumerate(rows)]
+
+
+if __name__ == "__main__":
+    main(TITLE, run)
