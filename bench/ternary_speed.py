@@ -1,11 +1,12 @@
 """(g) Packed ternary layers against torch's float32, one process: single layers, a stack, a whole model's decoding.
 
     layers   forgelib.quant.multiply, rounding of the activations and making the output included, against F.linear
-    stack    twelve blocks of width 576 (48M weights), q, k and v and gate and up in one call each, module calls included
+    stack    twelve blocks of width 576 (48M weights), q, k, v and gate, up in one call each, module calls included
     decode   greedy decoding of the 25M Cognate with a cache, milliseconds of a token
 
 The two take turns, so a busy machine slows both; each turn is timed in the thread's own processor time, which does not
-count waiting for the other processes, and a figure is a median over turns. A busy neighbour still takes its share of
+count waiting for the other processes, and a figure is a median over turns. Within a turn, weights may stay in the
+cache, if they fit, as they do while a model generates. A busy neighbour still takes its share of
 memory and cache, so the ratios of two runs differ. G/s counts ternary multiply-adds: a
 processor with AVX-512 VNNI can do 64 a cycle if it starts one dot product a cycle, which bounds every speed-up.
 """
@@ -28,6 +29,8 @@ SHAPES = [(512, 512), (2048, 512), (512, 2048), (576, 576), (1536, 576), (576, 1
 TOKENS = (1, 4, 8, 64, 256)
 #: Multiply-adds of a turn: long enough for the clock, short enough to alternate.
 TURN = 3e7
+#: Calls of a turn at least, up to 8 tokens: who generates comes back to the same weights.
+CALLS = 8
 
 
 def turns(contestants: list[Callable[[], object]], calls: int, repeats: int) -> list[list[float]]:
@@ -64,7 +67,7 @@ def layers(quick: bool) -> list[dict]:
         packed = TernaryLinear.from_linear(linear).pack().operand()
         for tokens in TOKENS:
             x, work = torch.randn(tokens, inputs), outputs * inputs * tokens
-            calls = max(1, int(TURN / work))
+            calls = max(CALLS if tokens <= 8 else 1, int(TURN / work))
             contestants = [lambda x=x, w=linear.weight: F.linear(x, w), lambda x=x, p=packed: multiply(p, x)]
             taken = turns(contestants, calls, 2 if quick else 9 if work > 1e9 else 25)
             rows.append(
@@ -107,7 +110,7 @@ def stack(quick: bool) -> list[dict]:
     rows = []
     for tokens in (1, 4, 8):
         x = torch.randn(tokens, 576)
-        taken = turns([lambda x=x: blocks(x), lambda x=x: packed(x)], 1, 3 if quick else 41)
+        taken = turns([lambda x=x: blocks(x), lambda x=x: packed(x)], CALLS, 3 if quick else 15)
         rows.append(row(f"{len(blocks)} blocks of 576", tokens, taken))
     return rows
 

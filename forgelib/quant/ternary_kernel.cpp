@@ -221,7 +221,7 @@ VNNI INLINE void add_sums(Sums* to, const Sums* from) {
 // arrive, and with few tokens there is nothing else to do meanwhile.
 template <int TOKENS>
 VNNI void tile_vnni(const uint8_t* panel, const int8_t* q, size_t stride, size_t lines, int32_t* out) {
-    constexpr int AHEAD = 2048;
+    constexpr int AHEAD = 4096;  // bytes to fetch ahead; without, a sixth slower from the L3 cache
     Sums even[TOKENS] = {}, odd[TOKENS] = {};
     size_t g = 0;
     if constexpr (TOKENS <= 3)
