@@ -79,6 +79,20 @@ def test_any_shape(path, seed):
     assert torch.equal(y, expected if bias is None else expected + bias)
 
 
+def test_activations_are_rounded_by_one_formula(path):
+    """x * (127 / absmax), and not x * (127 * (1 / absmax)): tokens chosen so that the two round apart."""
+    largest = torch.rand(200_000) * 9 + 1
+    scale = torch.full_like(largest, 127.0) / largest
+    x = (torch.randint(0, 126, largest.shape) + 0.5) / scale
+    apart = (x * scale).round() != (x * (127.0 * (1.0 / largest))).round()
+    tokens = torch.stack([largest, x], dim=1)[apart]
+    assert len(tokens) > 100
+    y = multiply(operand(torch.tensor([[0, 1]], dtype=torch.int8)), tokens, path)
+    values, units = round_tokens(tokens)
+    assert torch.equal(values[:, 1].float(), (tokens * scale[apart][:, None]).round()[:, 1])
+    assert torch.equal(y, values[:, 1:].float() * units)
+
+
 def test_more_tokens_than_are_rounded_at_once(path):
     weight, x = signs(65, 33), whole_numbers(531, 33)
     for threads in (1, 2):
