@@ -36,7 +36,7 @@ JOINING = {
     "merge": {"recipe", "check"},
     "quant": {"product", "linear", "convert", "folder"},
     "evaluate": {"fitness", "prompt_effect", "reasoning"},
-    "phases": {"cognate", *EVOMERGE},
+    "phases": {"cognate", "policy_step", "reinforce", *EVOMERGE},
     "workbook": {"runner"},
 }
 FILE_LINES, FUNCTION_LINES = 400, 60

@@ -1,0 +1,194 @@
+"""One step of REINFORCE: thoughts sampled in parallel, the answer read after each, the gradient of what they earned.
+
+    prompt | start | sampled thought ... end | answer <end of text>
+
+Rows are read a group at a time and differentiated at once, so memory holds the logits of one group only.
+
+Shape legend: B problems, K thoughts, N = B K rows, G rows of a group, T tokens, L tokens of a thought, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from forgelib.core.rng import stream
+from forgelib.data import Vocabulary
+from forgelib.phases.rewards import binary_rewards, kl_per_token, leave_one_out, likelihood_rewards, policy_terms
+from forgelib.thoughts import ThoughtConfig, Thoughts, sample_thoughts
+from forgelib.thoughts.causal_lm import CausalLM
+from forgelib.thoughts.drawing import policy
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Token ids of a problem: its prompt, the one that asks for the answer at once, its answer with the end of text."""
+
+    prompt: list[int]
+    direct: list[int]
+    answer: list[int]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """input_ids [N, T], padded on the right; thought [N, T] and answer [N, T]: which tokens were drawn, which are the
+    answer's."""
+
+    input_ids: Tensor
+    thought: Tensor
+    answer: Tensor
+
+    def __getitem__(self, index: slice) -> "Rows":
+        some = Rows(self.input_ids[index], self.thought[index], self.answer[index])
+        longest = int((some.thought | some.answer).any(0).nonzero().max()) + 1
+        return Rows(some.input_ids[:, :longest], some.thought[:, :longest], some.answer[:, :longest])
+
+
+def encoded(row, tokenizer) -> Problem:
+    """A ReasoningRow as a Problem."""
+    prompt, direct, answer = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (row.prompt, row.direct_prompt, f" {row.answer}")
+    )
+    return Problem(prompt, direct, [*answer, tokenizer.eos_token_id])
+
+
+class PolicyStep:
+    """Leaves the gradient of a step in `model`; `reference` is frozen. config: a `reinforce.ReinforceConfig`."""
+
+    def __init__(self, model: nn.Module, reference: nn.Module, tokenizer, words: Vocabulary, config):
+        self.model, self.reference, self.config = model, reference.eval(), config
+        vocabulary = tokenizer.get_vocab()
+        for token in (words.begin, words.end):
+            if token not in vocabulary:
+                raise ValueError(f"the tokenizer has no {token}: bake the vocabulary {words.name} in first")
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        start = tokenizer(f" {words.begin}", add_special_tokens=False)["input_ids"]
+        self.thinking = ThoughtConfig(
+            config.n_thoughts,
+            config.thought_tokens,
+            tuple(start),
+            vocabulary[words.end],
+            config.temperature,
+            config.top_p,
+        )
+
+    def __call__(self, problems: list[Problem], step: int) -> dict[str, float]:
+        """The step's measurements, see `reinforce`; gradients are in the model, clipped."""
+        thoughts = self.think(problems, step)
+        rows = self.rows(problems, thoughts)
+        log_likelihoods, right = self.answers(rows)
+        shape = (len(problems), self.config.n_thoughts)
+        rewards = self.rewards(problems, log_likelihoods.view(shape), right.view(shape))
+        advantages = leave_one_out(rewards)
+        kl, grad_norm = self.gradient(rows, advantages.flatten())
+        return {
+            "reward": float(log_likelihoods.mean()) if self.config.reward == "likelihood" else float(rewards.mean()),
+            "likelihood": float(log_likelihoods.mean()),
+            "right": float(right.float().mean()),
+            "thought_length": float(thoughts.lengths.float().mean()),
+            "thought_diversity": _distinct(thoughts),
+            "num_thoughts": self.config.n_thoughts,
+            "kl_divergence": kl,
+            "zero_advantage": float((advantages.abs() < 1e-6).all(1).float().mean()),
+            "grad_norm": grad_norm,
+        }
+
+    def think(self, problems: list[Problem], step: int) -> Thoughts:
+        """K thoughts after each prompt; the step and the seed alone decide what is drawn."""
+        longest = max(len(p.prompt) for p in problems)
+        ids = torch.tensor([p.prompt + [self.pad] * (longest - len(p.prompt)) for p in problems])
+        mask = torch.tensor([[1] * len(p.prompt) + [0] * (longest - len(p.prompt)) for p in problems])
+        device = next(self.model.parameters()).device
+        generator = torch.Generator().manual_seed(stream(self.config.seed, "thoughts", step))
+        last = (mask.sum(1, keepdim=True) - 1).to(device)
+        return sample_thoughts(
+            self.model, ids.to(device), mask.to(device), self.thinking, positions=last, generator=generator
+        )
+
+    def rows(self, problems: list[Problem], thoughts: Thoughts) -> Rows:
+        """Prompt, thought and true answer of each of the N thoughts; one that was cut off gets its end token."""
+        parts = []
+        for b, problem in enumerate(problems):
+            for k in range(self.config.n_thoughts):
+                real = thoughts.mask[b, 0, k]
+                tokens, drawn = thoughts.tokens[b, 0, k][real].tolist(), thoughts.drawn[b, 0, k][real].tolist()
+                if tokens[-1] != self.thinking.end:
+                    tokens, drawn = [*tokens, self.thinking.end], [*drawn, False]
+                ids = problem.prompt + tokens + problem.answer
+                n_before, n_after = len(problem.prompt), len(problem.answer)
+                parts.append((ids, [False] * n_before + drawn + [False] * n_after, n_after))
+        longest, device = max(len(ids) for ids, _, _ in parts), thoughts.tokens.device
+        input_ids = torch.tensor([ids + [self.pad] * (longest - len(ids)) for ids, _, _ in parts], device=device)
+        thought = torch.tensor([drawn + [False] * (longest - len(drawn)) for _, drawn, _ in parts], device=device)
+        answer = torch.zeros_like(thought)
+        for i, (ids, _, n_after) in enumerate(parts):
+            answer[i, len(ids) - n_after : len(ids)] = True
+        return Rows(input_ids, thought, answer)
+
+    @torch.no_grad()
+    def answers(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """log P of the answer [N], nats, and whether each of its tokens is the likeliest [N]: it would be written."""
+        log_likelihoods, right = [], []
+        for some in self._groups(rows):
+            logits, targets = self._logits(self.model, some), some.input_ids[:, 1:]
+            asked, told = some.answer[:, 1:], torch.log_softmax(logits, -1).gather(-1, targets[..., None])[..., 0]
+            log_likelihoods.append(told.where(asked, 0.0).sum(1))
+            right.append((logits.argmax(-1) == targets).where(asked, True).all(1))
+        return torch.cat(log_likelihoods), torch.cat(right)
+
+    def rewards(self, problems: list[Problem], log_likelihoods: Tensor, right: Tensor) -> Tensor:
+        """Rewards [B, K] as the configuration has them. Raises ValueError where one is not a number."""
+        if not bool(log_likelihoods.isfinite().all()):
+            raise ValueError("a reward is not a number: the model gives an answer no finite probability")
+        if self.config.reward == "likelihood":
+            return likelihood_rewards(log_likelihoods, self.config.reward_limit)
+        longest = max(len(p.direct) + len(p.answer) for p in problems)
+        ids = torch.full((len(problems), longest), self.pad, device=right.device)
+        answer = torch.zeros_like(ids, dtype=torch.bool)
+        for i, p in enumerate(problems):
+            ids[i, : len(p.direct) + len(p.answer)] = torch.tensor(p.direct + p.answer)
+            answer[i, len(p.direct) : len(p.direct) + len(p.answer)] = True
+        return binary_rewards(right, self.answers(Rows(ids, torch.zeros_like(answer), answer))[1])
+
+    def gradient(self, rows: Rows, advantages: Tensor) -> tuple[float, float]:
+        """-A log P(thought) + kl_coefficient KL, mean over the N thoughts, differentiated group by group.
+
+        Returns the KL in nats a token and the gradient's norm before it was clipped."""
+        n_rows, n_tokens, kl_sum, start = len(advantages), int(rows.thought.sum()), 0.0, 0
+        for some in self._groups(rows):
+            own, drawn = advantages[start : start + len(some.input_ids)], some.thought[:, 1:]
+            start += len(some.input_ids)
+            logits, targets = self._logits(self.model, some), some.input_ids[:, 1:]
+            held = policy(logits, self.config.temperature, self.config.top_p, targets)
+            log_probs = held.gather(-1, targets[..., None])[..., 0].where(drawn, 0.0).sum(1)
+            with torch.no_grad():
+                frozen = torch.log_softmax(self._logits(self.reference, some), -1)
+            kl = kl_per_token(torch.log_softmax(logits, -1), frozen).where(drawn, 0.0).sum(1)
+            loss = (policy_terms(log_probs, own) + self.config.kl_coefficient * kl).sum() / n_rows
+            loss.backward()
+            kl_sum += float(kl.detach().sum())
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        return kl_sum / n_tokens, float(norm)
+
+    def _groups(self, rows: Rows):
+        for start in range(0, len(rows.input_ids), self.config.rows_at_once):
+            yield rows[start : start + self.config.rows_at_once]
+
+    def _logits(self, model: nn.Module, rows: Rows) -> Tensor:
+        """Logits [G, T - 1, V] of the tokens after the first. Padding stands on the right, where nothing looks."""
+        ids = rows.input_ids
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return CausalLM(model).read(ids, torch.ones_like(ids), positions).logits[:, :-1].float()
+
+
+def _distinct(thoughts: Thoughts) -> float:
+    """Share of different ones among the K thoughts of a problem, from 0 (all the same) to 1, mean over problems."""
+    n_thoughts = thoughts.tokens.shape[2]
+    shares = []
+    for tokens, real in zip(thoughts.tokens[:, 0].tolist(), thoughts.mask[:, 0].tolist(), strict=True):
+        texts = {
+            tuple(t for t, kept in zip(one, mask, strict=True) if kept) for one, mask in zip(tokens, real, strict=True)
+        }
+        shares.append((len(texts) - 1) / (n_thoughts - 1))
+    return sum(shares) / len(shares)

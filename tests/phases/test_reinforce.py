@@ -1,0 +1,255 @@
+"""REINFORCE on thoughts: an unbiased gradient, memory in groups, exact resuming, and no failure that stays silent."""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from forgelib.core.loop import Checkpointer
+from forgelib.data import ReasoningRow, vocabulary
+from forgelib.data.tokenizer import train_bpe
+from forgelib.data.traces import procedural_rows
+from forgelib.models import CognateConfig, CognateForCausalLM
+from forgelib.phases.policy_step import PolicyStep, encoded
+from forgelib.phases.reinforce import ReinforceConfig, SilentFailure, Watch, reinforce
+from forgelib.thoughts import add_vocabulary
+
+WORDS = vocabulary("forge-12")
+ROWS = procedural_rows(40, WORDS, seed=0, strategies=["chain_of_thought"])
+CONFIG = ReinforceConfig(
+    seed=0, episodes=24, batch_size=4, n_thoughts=3, thought_tokens=6, muon_lr=0.01, adamw_lr=0.003, warmup_steps=1
+)
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe([row.text for row in ROWS], 280)[0]
+
+
+def llama(n):
+    return LlamaForCausalLM(LlamaConfig(vocab_size=n, num_key_value_heads=2, max_position_embeddings=96, **SMALL))
+
+
+def cognate(n):
+    sizes = {"d_model": 16, "d_ff": 24, "n_layers": 1, "n_heads": 2, "window": 8, "memory_chunk": 8}
+    return CognateForCausalLM(CognateConfig(vocab_size=n, **sizes))
+
+
+@pytest.fixture
+def thinking(tokenizer):
+    """A small model with the vocabulary, and its tokenizer."""
+
+    def make(kind=llama, seed=0):
+        torch.manual_seed(seed)
+        own = copy.deepcopy(tokenizer)
+        model = kind(len(own))
+        add_vocabulary(model, own, WORDS)
+        return model.eval(), own
+
+    return make
+
+
+def steps_of(model, tokenizer, tmp_path, config=CONFIG, rows=ROWS, **more):
+    reference = copy.deepcopy(model)
+    checkpointer = more.pop("checkpointer", None) or Checkpointer(tmp_path / "checkpoints")
+    return reinforce(model, reference, tokenizer, WORDS, rows, config, checkpointer=checkpointer, **more)
+
+
+def gradients(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_the_gradient_is_that_of_the_expected_likelihood(thinking):
+    """Thoughts of one drawn token can be counted out: the sum over tokens of p(v) times the answer's log-likelihood
+    after v, differentiated through p alone. Many steps meet it on average in four directions, in four standard errors.
+    """
+    model, tokenizer = thinking()
+    start = tokenizer(f" {WORDS.begin}", add_special_tokens=False)["input_ids"]
+    config = replace(
+        CONFIG, thought_tokens=len(start) + 1, top_p=1.0, kl_coefficient=0.0, gradient_clip=1e9, reward_limit=1e9
+    )
+    problem, step = encoded(ROWS[0], tokenizer), PolicyStep(model, model, tokenizer, WORDS, config)
+    end = tokenizer.convert_tokens_to_ids(WORDS.end)
+
+    p = model(input_ids=torch.tensor([problem.prompt + start])).logits[0, -1].log_softmax(0).exp()
+    values = []
+    with torch.no_grad():
+        for v in range(len(p)):
+            closing = [v] if v == end else [v, end]
+            ids = torch.tensor([problem.prompt + start + closing + problem.answer])
+            told = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+            values.append(told[-len(problem.answer) :].sum())
+    model.zero_grad()
+    (-(p * torch.stack(values)).sum()).backward()
+    analytic = gradients(model).clone()
+
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(4, len(analytic), generator=generator)
+    directions[0] = analytic / analytic.norm() ** 2
+    found = []
+    for i in range(300):
+        model.zero_grad()
+        step([problem] * 4, i)
+        found.append(directions @ gradients(model))
+    found = torch.stack(found)
+    error = found.std(0) / len(found) ** 0.5
+    assert bool(((found.mean(0) - directions @ analytic).abs() < 4 * error).all()), (
+        found.mean(0),
+        directions @ analytic,
+    )
+    assert float(error[0]) < 0.25, "the test would see a wrong sign"
+
+
+@pytest.mark.parametrize("kind", [llama, cognate])
+def test_answers_are_read_as_the_model_itself_gives_them(thinking, kind):
+    model, tokenizer = thinking(kind)
+    step, problems = PolicyStep(model, model, tokenizer, WORDS, CONFIG), [encoded(row, tokenizer) for row in ROWS[:4]]
+    thoughts = step.think(problems, 0)
+    rows = step.rows(problems, thoughts)
+    found, right = step.answers(rows)
+    for n, (b, k) in enumerate(itertools.product(range(4), range(3))):
+        real = thoughts.tokens[b, 0, k][thoughts.mask[b, 0, k]].tolist()
+        closed = real if real[-1] == step.thinking.end else [*real, step.thinking.end]
+        ids = torch.tensor([problems[b].prompt + closed + problems[b].answer])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1]
+        told, n_answer = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0], len(problems[b].answer)
+        assert float(found[n]) == pytest.approx(float(told[-n_answer:].sum()), abs=1e-4)
+        assert bool(right[n]) == bool((logits.argmax(-1) == ids[0, 1:])[-n_answer:].all())
+
+
+@pytest.mark.parametrize("kind", [llama, cognate])
+def test_groups_change_memory_and_no_gradient(thinking, kind):
+    found = []
+    for rows_at_once in (1, 5, 64):
+        model, tokenizer = thinking(kind)
+        config = replace(CONFIG, rows_at_once=rows_at_once)
+        reference = kind(len(tokenizer)).eval()
+        PolicyStep(model, reference, tokenizer, WORDS, config)([encoded(row, tokenizer) for row in ROWS[:4]], 0)
+        found.append(gradients(model))
+    assert torch.allclose(found[0], found[1], atol=1e-6) and torch.allclose(found[0], found[2], atol=1e-6)
+    assert float(found[0].norm()) > 0
+
+
+def test_kl_is_measured_against_the_frozen_model_and_holds_the_policy(thinking, tmp_path):
+    far = []
+    for coefficient in (0.0, 30.0):
+        model, tokenizer = thinking()
+        config = replace(CONFIG, episodes=80, muon_lr=0.02, kl_coefficient=coefficient)
+        records = list(steps_of(model, tokenizer, tmp_path / str(coefficient), config))
+        assert abs(records[0]["kl_divergence"]) < 1e-6
+        far.append(records[-1]["kl_divergence"])
+    assert far[0] > 0.004 and far[1] < 0.5 * far[0]
+
+
+def test_the_answer_becomes_likelier_by_its_thoughts(thinking, tmp_path):
+    """Only the sampled tokens are moved, and the answers' likelihood follows."""
+    model, tokenizer = thinking(seed=1)
+    config = replace(CONFIG, episodes=400, batch_size=8, kl_coefficient=0.0, top_p=1.0, n_thoughts=6)
+    records = list(steps_of(model, tokenizer, tmp_path, config, rows=ROWS[:8]))
+    first, last = (sum(r["likelihood"] for r in some) / 10 for some in (records[:10], records[-10:]))
+    assert last > first + 0.3
+
+
+def test_a_record_holds_what_was_measured(thinking, tmp_path):
+    model, tokenizer = thinking()
+    records = list(steps_of(model, tokenizer, tmp_path, check=lambda m, episode: {"passed": True, "seen": episode}))
+    assert [r["episode"] for r in records] == [4, 8, 12, 16, 20, 24] and not model.training
+    assert {"reward", "avg_reward_100", "kl_divergence", "thought_length", "thought_diversity"} < set(records[0])
+    assert [r.get("seen") for r in records] == [None] * 5 + [24] and records[-1]["restored"] is False
+    assert all(3 <= r["thought_length"] <= 6 and 0 <= r["thought_diversity"] <= 1 for r in records)
+
+
+def test_a_check_that_fails_brings_back_the_last_good_weights(thinking, tmp_path):
+    model, tokenizer = thinking()
+    verdicts, seen = iter([True, False, False]), []
+
+    def check(measured, episode):
+        seen.append(copy.deepcopy(measured.state_dict()))
+        return {"passed": next(verdicts)}
+
+    records = list(steps_of(model, tokenizer, tmp_path, replace(CONFIG, check_every=8), check=check))
+    assert [r["restored"] for r in records if "restored" in r] == [False, True, True]
+    good, now = seen[0], model.state_dict()
+    assert all(torch.equal(now[name], value) for name, value in good.items())
+    assert any(not torch.equal(seen[1][name], value) for name, value in good.items()), "training had gone on"
+
+
+@pytest.mark.parametrize("kind", [llama, cognate])
+def test_broken_off_anywhere_it_ends_in_the_same_weights(thinking, tmp_path, kind):
+    def run(folder, broken_after=None):
+        model, tokenizer = thinking(kind)
+        verdicts = {8: True, 16: False, 24: True}
+        check = lambda m, episode: {"passed": verdicts[episode]}  # noqa: E731
+        config = replace(CONFIG, check_every=8)
+        checkpointer = Checkpointer(folder, every_steps=1)
+        steps = steps_of(model, tokenizer, folder, config, check=check, checkpointer=checkpointer)
+        taken = list(itertools.islice(steps, broken_after))
+        steps.close()
+        return model.state_dict(), taken
+
+    whole, records = run(tmp_path / "whole")
+    for broken_after in (1, 3, 5):
+        run(tmp_path / str(broken_after), broken_after)
+        resumed, rest = run(tmp_path / str(broken_after))
+        assert all(torch.equal(whole[name], value) for name, value in resumed.items()), broken_after
+        assert [r["avg_reward_100"] for r in rest] == [r["avg_reward_100"] for r in records[-len(rest) :]]
+
+
+def test_rewards_that_are_all_equal_stop_it(thinking, tmp_path):
+    model, tokenizer = thinking()
+    with pytest.raises(SilentFailure, match="no thought was worth more than another"):
+        list(steps_of(model, tokenizer, tmp_path, replace(CONFIG, reward="binary", alarm_steps=3)))
+
+
+def test_thoughts_that_are_all_the_same_stop_it(thinking, tmp_path):
+    model, tokenizer = thinking()
+    with pytest.raises(SilentFailure, match="raise the temperature"):
+        list(steps_of(model, tokenizer, tmp_path, replace(CONFIG, top_p=1e-6, alarm_steps=3)))
+
+
+def test_a_gradient_that_reaches_nothing_stops_it():
+    watch, silent = (
+        Watch(replace(CONFIG, alarm_steps=2)),
+        {"zero_advantage": 0.5, "thought_diversity": 1.0, "reward": 0.0},
+    )
+    watch.look({"step": 0, "grad_norm": 0.0, **silent})
+    watch.look({"step": 1, "grad_norm": 0.1, **silent})
+    watch.look({"step": 2, "grad_norm": 0.0, **silent})
+    with pytest.raises(SilentFailure, match=r"for 2 steps, the last of them step 3, .* no gradient reached the model"):
+        watch.look({"step": 3, "grad_norm": 0.0, **silent})
+
+
+def test_a_reward_that_is_no_number_stops_it(thinking, tmp_path):
+    model, tokenizer = thinking()
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_token_id] = float("nan")
+    with pytest.raises(ValueError, match="reward is not a number"):
+        list(steps_of(model, tokenizer, tmp_path))
+
+
+def test_wrong_input_is_refused_before_work(thinking, tmp_path):
+    model, tokenizer = thinking()
+    with pytest.raises(ValueError, match="got none"):
+        list(steps_of(model, tokenizer, tmp_path, rows=[]))
+    empty = ReasoningRow("Question: ?\nAnswer:", "", " ", "chain_of_thought", 1, "", "", False)
+    with pytest.raises(ValueError, match="row 1 has no answer"):
+        list(steps_of(model, tokenizer, tmp_path, rows=[ROWS[0], empty]))
+    with pytest.raises(ValueError, match="every weight of the model is frozen"):
+        list(steps_of(copy.deepcopy(model).requires_grad_(False), tokenizer, tmp_path))
+    with pytest.raises(ValueError, match="the model's context has 96"):
+        list(steps_of(model, tokenizer, tmp_path, replace(CONFIG, thought_tokens=90)))
+    with pytest.raises(ValueError, match="reward = 'praise'"):
+        ReinforceConfig(seed=0, reward="praise")
+    with pytest.raises(ValueError, match="n_thoughts = 1: must be at least 2"):
+        ReinforceConfig(seed=0, n_thoughts=1)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_model_without_the_vocabulary_is_told_what_it_lacks(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"no \[thinking\]: bake the vocabulary forge-12 in first"):
+        list(steps_of(llama(len(tokenizer)), tokenizer, tmp_path))
