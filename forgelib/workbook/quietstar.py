@@ -116,6 +116,9 @@ def load_any(path: Path, device: str) -> tuple[nn.Module, object]:
         raise ParameterError(f"--model {path}: cannot be read ({str(error).splitlines()[0]})") from None
     if tokenizer.eos_token_id is None:
         raise ParameterError(f"--model {path}: its tokenizer has no end of text, so no answer would ever end")
+    if "gguf_file" in how:  # its weights are plain float32 now; marked as quantized, they could never be saved
+        model.hf_quantizer, model.is_quantized = None, False
+        del model.config.quantization_config
     return model.to(device), tokenizer
 
 
