@@ -35,7 +35,7 @@ JOINING = {
     "thoughts": {"sampling", "reading", "injection", "quietstar"},
     "merge": {"recipe", "check"},
     "quant": {"product", "linear", "convert", "folder"},
-    "evaluate": {"fitness", "prompt_effect", "reasoning"},
+    "evaluate": {"fitness", "prompt_effect", "reasoning", "text_thinker"},
     "phases": {"cognate", "policy_step", "reinforce", *EVOMERGE},
     "workbook": {"runner"},
 }

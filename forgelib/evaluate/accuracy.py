@@ -26,6 +26,11 @@ def first_line(text: str) -> str:
     return text.strip().split("\n", 1)[0].strip()
 
 
+def same_text(answer: str, reference: str) -> bool:
+    """Whether both have the same first line, letter by letter."""
+    return first_line(answer) == first_line(reference)
+
+
 def answer_by_generation(
     model: torch.nn.Module,
     tokenizer,

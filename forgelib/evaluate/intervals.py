@@ -39,3 +39,20 @@ def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float,
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def resampled_sums(values: np.ndarray, n_resamples: int, seed: int) -> np.ndarray:
+    """Column sums of `n_resamples` bootstrap samples of the rows of values [N, M]: [n_resamples, M].
+
+    For statistics that are made of sums (means, correlations), hundreds of times as fast as drawing rows one sample
+    after the other; at most about 2^20 weights are in memory at once.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("a bootstrap needs at least one measured unit in every sample")
+    generator, at_once, parts = np.random.default_rng(seed), max(1, 2**20 // n), []
+    for first in range(0, n_resamples, at_once):
+        size = min(at_once, n_resamples - first)
+        drawn = generator.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        parts.append(np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n) @ values)
+    return np.concatenate(parts)
