@@ -1,6 +1,6 @@
-"""Two ways to answer the same problems: is one better? Paired t-test, McNemar's test, and the traces' agreement.
+"""Two ways to answer the same problems: is one better? Paired t-test and McNemar's test.
 
-Shape legend: N problems, R rounds.
+Shape legend: N problems.
 """
 
 import numpy as np

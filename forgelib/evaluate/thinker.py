@@ -5,7 +5,7 @@ replaced before the answer is asked for. Anything that can do what `Thinker` lis
 (`text_thinker`), a model with a mixing head, a rule written by hand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -45,8 +45,9 @@ class Thinker(Protocol):
         """The thought as text, its outer tokens included where it was begun and ended."""
 
 
-def check_rows(rows: Sequence[ReasoningRow], wanted: int) -> None:
-    """Raises ValueError, before any work, for fewer rows than asked and for a row without a prompt or an answer."""
+def check_rows(rows: Sequence[ReasoningRow], wanted: int, same: Callable[[str, str], bool]) -> None:
+    """Raises ValueError, before any work, for fewer rows than asked, and for a row without a prompt, without an answer,
+    or with one that `same(answer, reference)` does not even find equal to itself (text where a number is asked for)."""
     if not rows:
         raise ValueError("there are no rows: nothing can be asked")
     if len(rows) < wanted:
@@ -54,6 +55,9 @@ def check_rows(rows: Sequence[ReasoningRow], wanted: int) -> None:
     for name in ("prompt", "answer"):
         if empty := [i for i, row in enumerate(rows) if not getattr(row, name).strip()]:
             raise ValueError(f"row {empty[0]} has no {name} ({len(empty)} such rows): right and wrong cannot be told")
+    for i, row in enumerate(rows):
+        if not same(row.answer, row.answer):
+            raise ValueError(f"row {i}: the comparison of answers does not take its answer {row.answer[:40]!r}")
 
 
 def questions(examples: Sequence[Example]) -> list[ReasoningRow]:

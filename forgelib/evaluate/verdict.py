@@ -18,6 +18,16 @@ import numpy as np
 
 from forgelib.core.gates import Check, Gate
 
+#: Field of Findings, its label, field of Thresholds ("": 0), whether the lower bound is held to it. Correlation has to
+#: exceed that of spoilt thoughts: an answer that only feels a thought's length agrees with itself where it is right.
+_DIVERGENCE = ("divergence", "divergence", "divergence", False)
+_TESTS = (
+    ("ablation", "ablation", "ablation", True),
+    ("over_controls", "ablation above spoilt thoughts", "ablation", True),
+    ("correlation", "correlation", "correlation", False),
+    ("correlation_over_controls", "correlation above spoilt thoughts", "", True),
+    ("causal_use", "causal use", "causal_use", False),
+)
 TOO_FEW = "too few errors to measure"
 ADVICE = (
     "see which control comes close: equal with spoilt thoughts, the answer does not read them; equal without one, the "
@@ -61,13 +71,15 @@ class Findings:
     """The tests on one set of problems.
 
     ablation: accuracy with thoughts above the better of the paths without (the model's own, the frozen champion's);
-    over_controls: the same above the best of the spoilt thoughts; accuracy: share right of each condition.
+    over_controls: the same above the best of the spoilt thoughts; correlation_over_controls: r above the best r of the
+    spoilt thoughts; accuracy: share right of each condition.
     """
 
     divergence: Measured
     ablation: Measured
     over_controls: Measured
     correlation: Measured
+    correlation_over_controls: Measured
     causal_use: Measured
     accuracy: dict[str, float]
 
@@ -120,16 +132,17 @@ class Verdict:
     def gate(self) -> Gate:
         """All checks. Where there are several strategies, the weakest of each test is a check of its own: theater in
         one strategy is not made up for by another. What could not be measured is "not run" and does not pass."""
-        checks = [_divergence(self.overall, self.thresholds), *_checks(self.overall, self.thresholds, "")]
+        overall = (self.overall, self.thresholds)
+        checks = [_check(*overall, *_DIVERGENCE, ""), *_checks(*overall, "")]
         if len(self.by_strategy) > 1:
-            rows = [_checks(t, self.thresholds, f", weakest: {name}") for name, t in self.by_strategy.items()]
+            rows = [_checks(found, self.thresholds, f", weakest: {name}") for name, found in self.by_strategy.items()]
             checks += [min(column, key=_margin) for column in zip(*rows, strict=True)]
         return Gate("anti-theater", checks, ADVICE)
 
     def table(self) -> list[dict]:
         """One row of plain rounded values for all problems together and for each strategy."""
         rows = {"all": self.overall, **self.by_strategy} if len(self.by_strategy) > 1 else self.by_strategy
-        return [_row(name, tests, self.thresholds) for name, tests in rows.items()]
+        return [_row(name, found, self.thresholds) for name, found in rows.items()]
 
     def metrics(self) -> dict[str, float]:
         """METHOD's three numbers for the `rl/` records; one that could not be measured is left out."""
@@ -142,30 +155,30 @@ class Verdict:
             "outcome": self.outcome,
             "thresholds": asdict(self.thresholds),
             "overall": asdict(self.overall),
-            "by_strategy": {name: asdict(tests) for name, tests in self.by_strategy.items()},
+            "by_strategy": {name: asdict(found) for name, found in self.by_strategy.items()},
             **self.gate().verdict(),
         }
 
 
-def _divergence(tests: Findings, thresholds: Thresholds) -> Check:
-    found = tests.divergence
+def _checks(findings: Findings, thresholds: Thresholds, where: str) -> list[Check]:
+    """What compares with a path or a control is held to the lower bound of its interval, the rest to its value."""
+    return [_check(findings, thresholds, *test, where) for test in _TESTS]
+
+
+def _check(findings: Findings, thresholds: Thresholds, name: str, label: str, limit: str, bound: bool, where: str):
+    found: Measured = getattr(findings, name)
+    measured, notes = found.value, [found.note]
+    if bound and found.interval is not None:
+        measured, notes = found.interval[0], [f"measured {found.value:.3f}, n = {found.n}", found.note]
     return Check(
-        "divergence", found.value, thresholds.divergence, ">", found.interval, control=found.controls, note=found.note
+        f"{label}{', lower bound' * bound}{where}",
+        measured,
+        getattr(thresholds, limit) if limit else 0.0,
+        ">",
+        found.interval,
+        control=found.controls,
+        note="; ".join(note for note in notes if note),
     )
-
-
-def _checks(tests: Findings, thresholds: Thresholds, where: str) -> list[Check]:
-    """Ablation is held to the lower bound of its interval, the other two to the measured value (METHOD)."""
-    checks = []
-    for name, label in (("ablation", "ablation, lower bound"), ("over_controls", "above spoilt thoughts, lower bound")):
-        found = getattr(tests, name)
-        low, note = found.interval[0], f"gain {found.value:.3f}, n = {found.n}{'; ' * bool(found.note)}{found.note}"
-        checks.append(Check(label + where, low, thresholds.ablation, ">", found.interval, "", found.controls, note))
-    for name, label in (("correlation", "correlation"), ("causal_use", "causal use")):
-        found = getattr(tests, name)
-        threshold = getattr(thresholds, name)
-        checks.append(Check(label + where, found.value, threshold, ">", found.interval, "", found.controls, found.note))
-    return checks
 
 
 def _margin(check: Check) -> tuple[int, float]:
@@ -174,11 +187,11 @@ def _margin(check: Check) -> tuple[int, float]:
     return rank, 0.0 if check.measured is None else check.measured - check.threshold
 
 
-def _row(name: str, tests: Findings, thresholds: Thresholds) -> dict:
-    passed = all(check.passed for check in _checks(tests, thresholds, ""))
-    row = {"strategy": name, "problems": tests.ablation.n}
-    for test in ("divergence", "ablation", "over_controls", "correlation", "causal_use"):
-        found = getattr(tests, test)
+def _row(name: str, findings: Findings, thresholds: Thresholds) -> dict:
+    passed = all(check.passed for check in _checks(findings, thresholds, ""))
+    row = {"strategy": name, "problems": findings.ablation.n}
+    for test in ("divergence", *(name for name, *_ in _TESTS)):
+        found = getattr(findings, test)
         row[test] = found.note if found.value is None else round(found.value, 3)
         row[f"{test}_low"] = None if found.interval is None else round(found.interval[0], 3)
-    return row | {f"accuracy_{k}": round(v, 3) for k, v in tests.accuracy.items()} | {"passed": passed}
+    return row | {f"accuracy_{k}": round(v, 3) for k, v in findings.accuracy.items()} | {"passed": passed}

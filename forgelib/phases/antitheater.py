@@ -85,7 +85,7 @@ def validate(
     Raises ValueError before any work: no or too few rows, a row without an answer, a strategy with a single problem.
     What is held in memory is token ids and texts of n_problems rows; the model sees one batch at a time.
     """
-    check_rows(rows, config.n_problems)
+    check_rows(rows, config.n_problems, same)
     chosen = theater.spread_over([row.strategy for row in rows], config.n_problems, stream(config.seed, "problems"))
     rows = [rows[i] for i in chosen]
     strategies = [row.strategy for row in rows]
@@ -265,7 +265,7 @@ class _Judge:
             self._mean_of(self.distance, "own", strategies, skip_nan=True),
             _gain(means, drawn, paths, n, note),
             _gain(means, drawn, list(SPOILT), n, ""),
-            self._correlation(strategies),
+            *self._correlation(strategies),
             self._mean_of(self.variation, "swapped", strategies),
             {name: float(share) for name, share in means.items()},
         )
@@ -281,21 +281,23 @@ class _Judge:
         n = int(np.isin(names, strategies).sum())
         return Measured(float(means[headline]), percentile_interval(drawn[headline]), controls, n)
 
-    def _correlation(self, strategies: list[str]) -> Measured:
-        """Pearson's r of agreement and right or wrong about the strategies' means, over those that have the errors."""
+    def _correlation(self, strategies: list[str]) -> tuple[Measured, Measured]:
+        """Pearson's r of agreement and right or wrong about the strategies' means, over those that have the errors, and
+        how far it is above the best r of spoilt thoughts. (Deleted thoughts are all alike: their r is 0.)"""
         lacking = [name for name in strategies if not self._measurable(name)]
         measured = [name for name in strategies if name not in lacking]
         note = f"{TOO_FEW}: {', '.join(lacking)}" if lacking else ""
         if not measured:
-            return Measured(None, note=note)
+            return Measured(None, note=note), Measured(None, note=note)
         sums = {name: [self._sums(m, self.some_names, s) for s in measured] for name, m in self.moments.items()}
         found = {n: float(theater.correlation_within(np.stack([a for a, _ in pair]))) for n, pair in sums.items()}
-        drawn = theater.correlation_within(np.stack([b for _, b in sums["own"]], 1))
+        drawn = {n: theater.correlation_within(np.stack([b for _, b in pair], 1)) for n, pair in sums.items()}
         n = int(np.isin(self.some_names, measured).sum())
         together = np.stack([a for a, _ in sums["own"]]).sum(0)[None]
         controls = {name: r for name, r in found.items() if name != "own"}
-        controls["strategies mixed"] = float(theater.correlation_within(together))
-        return Measured(found["own"], percentile_interval(drawn), controls, n, note)
+        mixed = {"strategies mixed": float(theater.correlation_within(together))}
+        spoilt = _gain(found, drawn, list(controls), n, note)
+        return Measured(found["own"], percentile_interval(drawn["own"]), controls | mixed, n, note), spoilt
 
     def _measurable(self, strategy: str) -> bool:
         mine = self.some_names == strategy
@@ -303,7 +305,7 @@ class _Judge:
 
 
 def _gain(means: dict, drawn: dict, others: list[str], n: int, note: str) -> Measured:
-    """Share right with own thoughts above the best of the others, the best chosen anew in every resample."""
+    """What own thoughts give above the best of the others, the best chosen anew in every resample."""
     best = np.max([drawn[name] for name in others], axis=0)
-    controls = {name: float(means["own"] - means[name]) for name in others}
+    controls = {f"over {name}": float(means["own"] - means[name]) for name in others}
     return Measured(min(controls.values()), percentile_interval(drawn["own"] - best), controls, n, note)

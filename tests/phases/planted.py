@@ -1,7 +1,7 @@
 """Planted thinkers: rules whose use of their thoughts is known, because it is written here, not trained.
 
-A problem is a chain of digits to be added up modulo ten; a true thought holds the partial sums, so its last token is the
-answer. Thoughts go wrong now and then, and a wrong partial sum is carried on.
+A problem is a chain of digits to be added up modulo ten; a true thought holds the partial sums, so its last token is
+the answer. Thoughts go wrong now and then, and a wrong partial sum is carried on.
 """
 
 import random
@@ -108,7 +108,7 @@ class IgnoresMixed(Ignores):
     by chance longer or shorter, moves the answers of problems that the model does not know."""
 
     def __init__(self, seed, **options):
-        super().__init__(seed, {EASY: 0.93, HARD: 0.06}, **options)
+        super().__init__(seed, {EASY: 0.8, HARD: 0.05}, **options)
 
     def thought(self, prompt, slips, dice):
         return super().thought(prompt, slips, dice) + (0,) * dice.randrange(6)
