@@ -29,7 +29,9 @@ def letters():
     tokens = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<pad>"))
     tokens.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokens.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<pad>", eos_token="<eos>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens, unk_token="<pad>", pad_token="<pad>", eos_token="<eos>"
+    )
     tokenizer.add_tokens([WORDS.begin, WORDS.end])
     return tokenizer
 
