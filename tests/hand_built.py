@@ -41,15 +41,14 @@ def table(seed):
     return np.random.default_rng(seed).permutation(10)[np.add.outer(np.arange(10), np.arange(10)) % 10]
 
 
-def problems(n, seed, digits=4, strategies=("chain_of_thought",)):
+def problems(n, seed, digits=4):
     join, dice, rows = table(seed), random.Random(seed), {}
     while len(rows) < n:
         drawn = [dice.randrange(10) for _ in range(digits)]
         total, prompt = drawn[-1], "".join(map(str, drawn)) + "?"
         for digit in drawn[:-1]:
             total = join[total, digit]
-        strategy = strategies[len(rows) % len(strategies)]
-        rows[prompt] = ReasoningRow(prompt, "", str(total), strategy, 1, "sums", "hand-built", True)
+        rows[prompt] = ReasoningRow(prompt, "", str(total), "chain_of_thought", 1, "sums", "hand-built", True)
     return list(rows.values())
 
 

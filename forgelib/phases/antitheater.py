@@ -284,9 +284,9 @@ class _Judge:
     def _correlation(self, strategies: list[str]) -> tuple[Measured, Measured]:
         """Pearson's r of agreement and right or wrong about the strategies' means, over those that have the errors, and
         how far it is above the best r of spoilt thoughts. (Deleted thoughts are all alike: their r is 0.)"""
-        lacking = [name for name in strategies if not self._measurable(name)]
-        measured = [name for name in strategies if name not in lacking]
-        note = f"{TOO_FEW}: {', '.join(lacking)}" if lacking else ""
+        lacking = {name: self._lack(name) for name in strategies}
+        measured = [name for name in strategies if not lacking[name]]
+        note = "; ".join(f"{lack}: {name}" for name, lack in lacking.items() if lack)
         if not measured:
             return Measured(None, note=note), Measured(None, note=note)
         sums = {name: [self._sums(m, self.some_names, s) for s in measured] for name, m in self.moments.items()}
@@ -299,9 +299,12 @@ class _Judge:
         spoilt = _gain(found, drawn, list(controls), n, note)
         return Measured(found["own"], percentile_interval(drawn["own"]), controls | mixed, n, note), spoilt
 
-    def _measurable(self, strategy: str) -> bool:
+    def _lack(self, strategy: str) -> str:
+        """What a strategy lacks for a correlation; "" for nothing."""
         mine = self.some_names == strategy
-        return min(int(self.failed[mine].sum()), int(self.solved[mine].sum())) >= MIN_ERRORS
+        if self.failed[mine].sum() < MIN_ERRORS:
+            return TOO_FEW
+        return "too few right answers to measure" * bool(self.solved[mine].sum() < MIN_ERRORS)
 
 
 def _gain(means: dict, drawn: dict, others: list[str], n: int, note: str) -> Measured:

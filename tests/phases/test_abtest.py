@@ -10,7 +10,7 @@ from planted import EASY, Ignores, Needs, chains
 
 from forgelib.data import to_row, vocabulary
 from forgelib.evaluate.final_answer import same_number
-from forgelib.phases.abtest import NEITHER, WITH, WITHOUT, ABConfig, ab_test
+from forgelib.phases.abtest import NEITHER, WITH, WITHOUT, ABConfig, _winner, ab_test
 
 WORDS = vocabulary("forge-12")
 ROWS = chains(400, 0)
@@ -60,6 +60,20 @@ def test_thoughts_that_do_harm_lose():
 def test_an_effect_below_the_threshold_is_no_win():
     result = compared(Needs(0), config=replace(CONFIG, improvement=0.99))
     assert result.effect < 0.99 and result.t_p < 1e-6 and result.winner == NEITHER
+
+
+@pytest.mark.parametrize(
+    "effect, interval, p, winner",
+    [
+        (0.1, (0.05, 0.15), 0.001, WITH),
+        (-0.1, (-0.15, -0.05), 0.001, WITHOUT),
+        (0.1, (0.05, 0.15), 0.06, NEITHER),
+        (0.1, (-0.01, 0.2), 0.001, NEITHER),
+        (0.02, (0.01, 0.03), 0.001, NEITHER),
+    ],
+)
+def test_a_winner_needs_size_interval_and_tests(effect, interval, p, winner):
+    assert _winner(effect, interval, p, CONFIG) == winner
 
 
 def test_the_baseline_may_be_another_model():

@@ -128,6 +128,14 @@ def test_errors_are_counted_by_problem():
     assert verdict.overall.correlation.value is None
 
 
+def test_a_gain_counts_by_its_lower_bound():
+    """Four points more than the champion, measured on 400 problems, may be none."""
+    verdict = judged(Needs(0), 0, reference=Ignores(0, {EASY: 0.93}))
+    gain = verdict.overall.ablation
+    assert gain.value > 0.02 > gain.interval[0]
+    assert failed(verdict) == {"ablation, lower bound"}
+
+
 def test_thresholds_move_and_the_measurements_stay():
     verdict = judged(Needs(0), 0)
     assert verdict.passed
