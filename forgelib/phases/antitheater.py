@@ -174,11 +174,12 @@ class _Trial:
     def variation(self, problems: np.ndarray, thoughts: dict, answers: dict) -> dict[str, np.ndarray]:
         """Total variation [P] of the answer distribution between the own thought and each spoilt one.
 
-        Candidates: whatever was answered to the problem under any condition, and the reference; the rest is one more.
+        Candidates: what was answered after the own and after the swapped thought, and the reference; all other answers
+        together are one more. Few, because each costs a pass over prompt and thought.
         """
         prompts = [self.prompts[i] for i in problems]
         candidates = [
-            list(dict.fromkeys(a for a in (self.rows[i].answer, *(some[i] for some in answers.values())) if a))
+            list(dict.fromkeys(a for a in (self.rows[i].answer, answers["own"][i], answers["swapped"][i]) if a))
             for i in problems
         ]
         read = {}
