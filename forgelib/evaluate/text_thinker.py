@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from forgelib.core.rng import stream
 from forgelib.data import Vocabulary
+from forgelib.data.reasoning import without_thought
 
 from .accuracy import first_line
 from .continuations import log_likelihoods, read_continuations
@@ -28,7 +29,8 @@ class TextThinker:
     """A Thinker (`evaluate.thinker`) made of a Hugging Face causal LM, its tokenizer and a thinking vocabulary.
 
     Args: max_thought_tokens, the end token counted; top_p: nucleus that sampled thoughts are drawn from (METHOD: 0.9);
-    filler: a text whose last token fills thoughts that say nothing; batch_size: rows of a forward pass.
+    filler: a text whose last token fills thoughts that say nothing; batch_size: rows of a forward pass. at_once: where
+    no thought is wanted the prompt asks for the answer at once, as baking trains it (`data.reasoning.without_thought`).
     Raises ValueError for sizes below one, and where the tokenizer has no end of text. One without the vocabulary is
     taken, as a champion from before baking has it: such a model can answer, but not think.
     """
@@ -44,6 +46,7 @@ class TextThinker:
         top_p: float = 0.9,
         filler: str = ".",
         batch_size: int = 64,
+        at_once: bool = False,
     ):
         if min(max_thought_tokens, max_answer_tokens, batch_size) < 1 or not 0 < top_p <= 1:
             raise ValueError(
@@ -54,7 +57,7 @@ class TextThinker:
             raise ValueError("the tokenizer has no end of text: no answer would ever end")
         self.model, self.tokenizer, self.words = model, tokenizer, words
         self.max_thought_tokens, self.max_answer_tokens = max_thought_tokens, max_answer_tokens
-        self.top_p, self.batch_size, self._filler = top_p, batch_size, filler
+        self.top_p, self.batch_size, self._filler, self.at_once = top_p, batch_size, filler, at_once
         known = tokenizer.get_vocab()
         self._ids = {token: known[token] for token in words.tokens if token in known}
 
@@ -143,7 +146,8 @@ class TextThinker:
             )
         found = []
         for prompt, thought in zip(prompts, thoughts, strict=True):
-            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            asked = without_thought(prompt) if thought is None and self.at_once else prompt
+            ids = self.tokenizer(asked, add_special_tokens=False)["input_ids"]
             if thought is not None:
                 ids = [*ids, *self._opening(), *thought, *([self._id(self.words.end)] if closed else [])]
             if not ids:

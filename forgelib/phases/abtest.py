@@ -131,7 +131,8 @@ def ab_test(
     """
     check_rows(rows, config.samples, same)
     thinker = as_thinker(model, tokenizer, words, **options)
-    other = thinker if baseline is None else as_thinker(baseline, baseline_tokenizer or tokenizer, words, **options)
+    plainly = {**options, "at_once": False}  # a model from before baking has one way of being asked
+    other = thinker if baseline is None else as_thinker(baseline, baseline_tokenizer or tokenizer, words, **plainly)
     order = np.random.default_rng(stream(config.seed, "A/B problems")).permutation(len(rows))
     played = []
     for i in range(config.rounds):

@@ -96,7 +96,8 @@ def validate(
             "several thoughts: it needs two, so that a thought can be swapped with another problem's"
         )
     thinker = as_thinker(model, tokenizer, words, **options)
-    champion = None if reference is None else as_thinker(reference, reference_tokenizer or tokenizer, words, **options)
+    plainly = {**options, "at_once": False}  # a model from before baking has one way of being asked
+    champion = None if reference is None else as_thinker(reference, reference_tokenizer or tokenizer, words, **plainly)
     trial = _Trial(thinker, champion, rows, strategies, config, same, progress)
     return trial.verdict()
 

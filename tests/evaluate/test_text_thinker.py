@@ -191,3 +191,16 @@ def test_a_thinker_is_taken_as_it_is():
     one = thinker()
     assert as_thinker(one, None, WORDS) is one
     assert as_thinker(one.model, letters(), WORDS, batch_size=3).batch_size == 3
+
+
+def test_asked_at_once_the_path_without_a_thought_has_the_prompt_that_baking_gave_it():
+    """Only that path; a thought follows the prompt as it stands."""
+    prompts = [f"{letter}Answer:" for letter in "ab"]
+    one, plain = thinker(at_once=True), thinker()
+    seen = {
+        name: [some._contexts(prompts, [thought] * 2) for thought in (None, (), (1, 2))]
+        for name, some in (("one", one), ("plain", plain))
+    }
+    assert seen["one"][1:] == seen["plain"][1:]
+    asked = [one.tokenizer(f"{letter}Answer at once:", add_special_tokens=False)["input_ids"] for letter in "ab"]
+    assert seen["one"][0] == asked
