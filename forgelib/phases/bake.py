@@ -44,7 +44,8 @@ class BakeConfig:
     """How traces are baked. Learning rates rise over `warmup_share` of the steps and fall linearly to zero.
 
     looks: how often on the way the model is let answer. target, strategy_target: shares of right answers, over all rows
-    and in each strategy, that end the training.
+    and in each strategy, that end the training where each is passed by more than its standard error: of many strategies
+    on a few rows each, some are at their target by luck.
     """
 
     seed: int
@@ -79,8 +80,8 @@ def bake(
 
     Yields a record a step: step, epoch, loss (nats per token of trace and answer), learning_rate, grad_norm, tokens,
     tokens_per_second; and where it was looked at, accuracy_overall, accuracy_<strategy>, token_usage_<tag> and
-    convergence_progress (1: the targets are reached). Raises ValueError without rows, or with a batch of fewer than
-    one; NonFiniteError naming the step and the first broken layer; RunStopped when `control` asked for it.
+    convergence_progress (1: the targets are surely reached). Raises ValueError without rows, or with a batch of fewer
+    than one; NonFiniteError naming the step and the first broken layer; RunStopped when `control` asked for it.
     """
     if not train or not watch:
         raise ValueError(f"baking needs rows to train on and to watch: got {len(train)} and {len(watch)}")
@@ -127,15 +128,21 @@ def look(
 ) -> dict[str, float]:
     """The `baking/` metrics of METHOD that are measured by letting the model think: accuracies, usage, progress."""
     found = reason(model, tokenizer, words, rows, max_new_tokens=config.max_new_tokens)
-    shares = {name: float(correct.mean()) for name, correct in found.by_strategy().items()}
-    overall = float(found.correct.mean())
-    reached = [overall / config.target, *(share / config.strategy_target for share in shares.values())]
+    strategies = found.by_strategy()
+    reached = [_surely(found.correct) / config.target]
+    reached += [_surely(correct) / config.strategy_target for correct in strategies.values()]
     return {
-        "accuracy_overall": overall,
-        **{f"accuracy_{name}": share for name, share in shares.items()},
+        "accuracy_overall": float(found.correct.mean()),
+        **{f"accuracy_{name}": float(correct.mean()) for name, correct in strategies.items()},
         **{f"token_usage_{name}": share for name, share in token_usage(found, words).items()},
-        "convergence_progress": min(1.0, *reached),
+        "convergence_progress": max(0.0, min(1.0, *reached)),
     }
+
+
+def _surely(correct: np.ndarray) -> float:
+    """The share of True less its standard error."""
+    share = float(correct.mean())
+    return share - (share * (1 - share) / len(correct)) ** 0.5
 
 
 def encode(tokenizer, row: ReasoningRow, max_tokens: int, direct: bool = False) -> Encoded:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -11,6 +12,7 @@ from forgelib.core.loop import Checkpointer, Control, RunStopped
 from forgelib.data import vocabulary
 from forgelib.data.tokenizer import train_bpe
 from forgelib.data.traces import procedural_rows
+from forgelib.evaluate.reasoning import Reasoned
 from forgelib.phases import bake as bake_module
 from forgelib.phases.bake import IGNORED, BakeConfig, bake, encode, epoch_order, padded, shown_in
 from forgelib.thoughts import add_vocabulary
@@ -160,6 +162,17 @@ def test_progress_is_the_farthest_target(tmp_path):
     model, tokenizer = small()
     measured = bake_module.look(model, tokenizer, WORDS, ROWS[:10], replace(CONFIG, target=1e-9))
     assert measured["accuracy_overall"] == 0.0 == measured["convergence_progress"]
+
+
+@pytest.mark.parametrize("right, n, surely", [(17, 20, True), (16, 20, False), (160, 200, True), (20, 20, True)])
+def test_a_target_counts_as_reached_where_it_is_passed_by_more_than_a_standard_error(monkeypatch, right, n, surely):
+    """16 of 20 are .8, above .765, and come by with .7 in one look of ten."""
+    rows = procedural_rows(n, WORDS, seed=0, strategies=["mece"])
+    correct = np.arange(n) < right
+    answered = Reasoned(rows, [""] * n, [""] * n, [WORDS.read("")] * n, correct)
+    monkeypatch.setattr(bake_module, "reason", lambda *_, **__: answered)
+    measured = bake_module.look(None, None, WORDS, rows, replace(CONFIG, target=0.765, strategy_target=0.765))
+    assert measured["accuracy_mece"] == right / n and (measured["convergence_progress"] == 1.0) == surely
 
 
 @pytest.mark.parametrize("broken_after", [1, 3])
