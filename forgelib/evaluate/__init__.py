@@ -12,7 +12,7 @@ from .diversity import (
     spread_of_medians,
 )
 from .heldout import by_category, constant_guess, mixed_questions, mixed_texts
-from .intervals import bootstrap_interval
+from .intervals import bootstrap_interval, share_interval
 from .perplexity import losses_per_text, perplexity
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "mixed_texts",
     "perplexity",
     "relative_spread",
+    "share_interval",
     "spread_of_means",
     "spread_of_medians",
 ]

@@ -187,19 +187,19 @@ def looks(steps: list[dict]) -> dict[str, list[dict]]:
     }
 
 
-def overall_row(before: Reasoned, after: Reasoned, threshold: float, seed: int) -> dict:
+def overall_row(before: Reasoned, after: Reasoned, threshold: float) -> dict:
     """Right answers over all rows, before and after baking, with the interval over rows."""
-    return _row("all", before.correct, after.correct, threshold, seed)
+    return _row("all", before.correct, after.correct, threshold)
 
 
-def strategy_rows(before: Reasoned, after: Reasoned, threshold: float, seed: int) -> list[dict]:
+def strategy_rows(before: Reasoned, after: Reasoned, threshold: float) -> list[dict]:
     """The same for each strategy."""
     untrained = before.by_strategy()
-    return [_row(name, untrained[name], correct, threshold, seed) for name, correct in after.by_strategy().items()]
+    return [_row(name, untrained[name], correct, threshold) for name, correct in after.by_strategy().items()]
 
 
-def _row(name: str, before: np.ndarray, after: np.ndarray, threshold: float, seed: int) -> dict:
-    low, high = evaluate.bootstrap_interval(lambda x: float(x.mean()), after, seed=seed)
+def _row(name: str, before: np.ndarray, after: np.ndarray, threshold: float) -> dict:
+    low, high = evaluate.share_interval(after)
     return {
         "strategy": name,
         "rows": len(after),

@@ -65,13 +65,13 @@ def curves(
     are left out.
     """
     figure, axes = _blank(title, x, f"{y} ({unit})" if unit else y)
-    for colour, (name, records) in zip(_cycle(), series.items(), strict=False):
+    for i, (colour, (name, records)) in enumerate(zip(_cycle(), series.items(), strict=False)):
         points = [(record[x], record[y]) for record in records if _finite(record.get(y))]
         xs, ys = np.array(points, dtype=float).reshape(-1, 2).T
         if smooth > 1 and len(ys) > smooth:
             axes.plot(xs, ys, color=colour, alpha=0.22, linewidth=0.9)
             ys = _running_median(ys, smooth)
-        axes.plot(xs, ys, color=colour, label=name)
+        axes.plot(xs, ys, color=colour, label=name, linestyle="--" if i >= len(COLOURS) else "-")
     if log:
         axes.set_yscale("log")
     _threshold(axes, threshold)
@@ -100,7 +100,8 @@ def bars(
             if intervals and label in intervals.get(name, {}):
                 low, high = intervals[name][label]
                 axes.plot([place, place], [low, high], color=INK, linewidth=1)
-    axes.set_xticks(range(len(groups)), list(groups))
+    slanted = {"rotation": 30, "ha": "right"} if len(groups) > len(COLOURS) else {}
+    axes.set_xticks(range(len(groups)), list(groups), **slanted)
     _threshold(axes, threshold)
     return _legend(figure, axes, len(labels))
 
@@ -144,7 +145,8 @@ def _blank(title: str, xlabel: str, ylabel: str, height: float = 2.9) -> tuple[P
 def _legend(figure: Plot, axes: Axes, series: int) -> Plot:
     if series > 1:
         with mpl.rc_context(STYLE):
-            axes.legend(fontsize=8.5)
+            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if series > len(COLOURS) else {}
+            axes.legend(fontsize=8.5, **beside)
     return figure
 
 

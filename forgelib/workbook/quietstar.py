@@ -168,7 +168,7 @@ def _measured(
 def _report(p: QuietBake, rows: phase3.Splits, before: dict, after: dict) -> dict:
     lines = []
     for name, correct in after.items():
-        low, high = evaluate.bootstrap_interval(lambda x: float(x.mean()), correct, seed=p.seed)
+        low, high = evaluate.share_interval(correct)
         share, first = float(correct.mean()), float(before[name].mean())
         lines.append({"of": name, "n": len(correct), "before": first, "after": share, "low": low, "high": high})
     return {"settings": p.model_dump(exclude=NOTEBOOK_ONLY), "skipped": rows.skipped, "right answers": lines}

@@ -21,6 +21,7 @@ from forgelib.evaluate import (
     mixed_texts,
     perplexity,
     relative_spread,
+    share_interval,
     spread_of_means,
 )
 from forgelib.models import CognateConfig, CognateForCausalLM
@@ -159,3 +160,12 @@ def test_latency_sees_who_recurses_more():
     assert latency.shape == (2, 6)
     assert np.median(latency[1]) > 1.5 * np.median(latency[0])
     assert spread_of_means(latency[0], latency[1]) > 0.3
+
+
+def test_the_interval_of_a_share_says_how_little_a_few_rows_are():
+    low, high = share_interval(np.ones(40, bool))
+    assert (low, high) == (pytest.approx(40 / (40 + 1.96**2), abs=1e-3), 1.0)
+    low, high = share_interval(np.arange(100) < 50)
+    assert low == pytest.approx(0.404, abs=1e-3) and high == pytest.approx(0.596, abs=1e-3)  # Wilson (1927)
+    with pytest.raises(ValueError, match="at least one"):
+        share_interval(np.ones(0, bool))
