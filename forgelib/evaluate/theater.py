@@ -41,11 +41,12 @@ def agreement(answers: Sequence[Sequence[str]]) -> np.ndarray:
     """Coherence without an answer key: the share of the other K-1 thoughts' answers that are the same, [P, K].
 
     METHOD: "predictive coherence = agreement with the answers of the other thoughts" (as self-consistency, 2203.11171).
+    An empty answer agrees with none.
     Raises ValueError for fewer than two thoughts a problem.
     """
     if any(len(row) < 2 for row in answers):
         raise ValueError("agreement needs at least two thoughts of every problem")
-    return np.array([[(row.count(a) - 1) / (len(row) - 1) for a in row] for row in map(list, answers)])
+    return np.array([[(row.count(a) - 1) / (len(row) - 1) if a else 0.0 for a in row] for row in map(list, answers)])
 
 
 def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Floor 2: thinking vocabularies on models, thoughts sampled in parallel, read again, placed, scored and mixed in."""
 
-from .coherence import Coherence, predictive_coherence, semantic_coherence, syntactic_coherence
+from .coherence import Coherence, semantic_coherence, syntactic_coherence
 from .injection import Difficulty, choose_positions, difficulty
 from .mixing import Mixed, MixingHead
 from .quietstar import MixedOutput, QuietSTaRModel
@@ -23,7 +23,6 @@ __all__ = [
     "add_vocabulary",
     "choose_positions",
     "difficulty",
-    "predictive_coherence",
     "read_thoughts",
     "sample_thoughts",
     "semantic_coherence",

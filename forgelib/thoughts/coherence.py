@@ -2,7 +2,7 @@
 
     semantic     cosine of the mean states of thought and context, from [-1, 1] to [0, 1]
     syntactic    the share of its marks (begin, end, tags) that are in order
-    predictive   the share of the other thoughts about the same problem whose answer is the same
+    predictive   the share of the other thoughts about the same problem whose answer is the same: theater.agreement
 
 Predictive coherence is agreement because that is what goes with being right: on small reasoning models it correlates
 with correctness at 0.6 to 0.7 without an answer key, where the confidence of the answer does so at 0 and the drop in
@@ -11,7 +11,6 @@ entropy at -0.1: a wrong thought is copied just as surely.
 Shape legend: T tokens of a context, L of a thought, D width, K thoughts; ... any leading dimensions.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,18 +44,6 @@ def syntactic_coherence(text: str, words: Vocabulary) -> float:
     if thought.inside is None or not n_marks:
         return 0.0
     return max(0.0, 1 - len(thought.problems) / n_marks)
-
-
-def predictive_coherence(answers: Sequence[str]) -> np.ndarray:
-    """[K]: which share of the other K - 1 answers is the same. An empty answer agrees with none.
-
-    Answers are compared as they stand but for blanks and case. Raises ValueError below two: one thought has no others.
-    """
-    if len(answers) < 2:
-        raise ValueError(f"{len(answers)} answer: agreement needs at least two thoughts about the same problem")
-    plain = [" ".join(answer.split()).lower() for answer in answers]
-    agree = [sum(one == other for other in plain) - 1 if one else 0 for one in plain]
-    return np.array(agree) / (len(plain) - 1)
 
 
 @dataclass(frozen=True)

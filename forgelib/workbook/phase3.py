@@ -78,10 +78,9 @@ def splits(p: QuietBake, words: Vocabulary) -> Splits:
             for n, part in ((p.rows, "train"), (wanted, "validation"))
         )
         train = in_equal_shares(train)
-    watch, gate = [], []
-    for own in _by_strategy(held).values():
-        watched = round(len(own) * p.watch_rows / wanted)
-        watch, gate = watch + own[:watched], gate + own[watched:]
+    ordered = [row for own in _by_strategy(held).values() for row in own]
+    watched = [(i + 1) * p.watch_rows // wanted > i * p.watch_rows // wanted for i in range(len(ordered))]
+    watch, gate = ([r for r, w in zip(ordered, watched, strict=True) if w == side] for side in (True, False))
     found = Splits(train, watch, gate, skipped)
     for name in ("train", "watch", "gate"):
         if not getattr(found, name):

@@ -51,8 +51,8 @@ def test_fewer_candidates_never_show_more_variation():
 
 
 def test_agreement_counts_the_others():
-    found = theater.agreement([["1", "1", "2", "1"], ["a", "b", "c", "d"]])
-    np.testing.assert_allclose(found, [[2 / 3, 2 / 3, 0, 2 / 3], [0, 0, 0, 0]])
+    found = theater.agreement([["1", "1", "2", "1"], ["a", "b", "c", "d"], ["", "", "3", "3"]])
+    np.testing.assert_allclose(found, [[2 / 3, 2 / 3, 0, 2 / 3], [0, 0, 0, 0], [0, 0, 1 / 3, 1 / 3]])
     with pytest.raises(ValueError, match="at least two thoughts"):
         theater.agreement([["1"]])
 

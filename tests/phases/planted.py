@@ -5,6 +5,7 @@ the answer. Thoughts go wrong now and then, and a wrong partial sum is carried o
 """
 
 import random
+from abc import ABC, abstractmethod
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def chains(n, seed, strategies=(EASY,), terms=4):
     return list(rows.values())
 
 
-class Planted:
+class Planted(ABC):
     """Thinks true thoughts with slips; what it answers is `rule`, which a planted thinker defines."""
 
     max_thought_tokens = 32
@@ -33,8 +34,9 @@ class Planted:
     def __init__(self, seed, slips=0.06, greedy_slips=0.01):
         self.seed, self.slips, self.greedy_slips = seed, slips, greedy_slips
 
+    @abstractmethod
     def rule(self, prompt, thought):
-        raise NotImplementedError
+        """The answer to a prompt after a thought, None: without one."""
 
     def dice(self, *names):
         return random.Random("/".join(map(str, (self.seed, *names))))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from forgelib.data import vocabulary
-from forgelib.thoughts import Coherence, predictive_coherence, semantic_coherence, syntactic_coherence
+from forgelib.thoughts import Coherence, semantic_coherence, syntactic_coherence
 
 WORDS = vocabulary("forge-12")
 
@@ -46,14 +46,6 @@ def test_syntactic_coherence_is_the_share_of_marks_in_order(text, expected):
 def test_every_vocabularys_own_writing_is_in_order(name):
     words = vocabulary(name)
     assert syntactic_coherence(f"Q {words.write([(words.step, 'a'), (words.step, 'b')])} A", words) == 1.0
-
-
-def test_predictive_coherence_is_agreement_with_the_other_thoughts():
-    np.testing.assert_allclose(predictive_coherence(["7", " 7", "8", "7 "]), [2 / 3, 2 / 3, 0, 2 / 3])
-    np.testing.assert_allclose(predictive_coherence(["Yes  sir", "yes sir"]), [1, 1])
-    np.testing.assert_allclose(predictive_coherence(["", "", "3"]), [0, 0, 0])
-    with pytest.raises(ValueError, match="at least two thoughts"):
-        predictive_coherence(["7"])
 
 
 def test_the_composite_weighs_4_3_3():

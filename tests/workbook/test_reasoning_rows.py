@@ -32,6 +32,14 @@ def test_a_strategy_with_few_problems_is_shown_as_often_as_the_others():
     assert phase3.source_rows(found)[0]["train"] == len(set(found.train)) < 4000
 
 
+def test_a_file_with_one_held_out_row_of_each_strategy_still_has_rows_to_watch(tmp_path):
+    rows = procedural_rows(600, WORDS, seed=0)
+    held = {row.strategy: row for row in rows if row.part == "validation"}
+    write_rows(tmp_path / "rows.jsonl", [*(row for row in rows if row.part == "train"), *held.values()])
+    found = phase3.splits(P.model_copy(update={"reasoning_file": str(tmp_path / "rows.jsonl")}), WORDS)
+    assert (len(found.watch), len(found.gate)) == (3, 7)
+
+
 def test_rows_of_a_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     write_rows(path, procedural_rows(400, WORDS, seed=0))
