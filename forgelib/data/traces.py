@@ -40,6 +40,14 @@ _THINGS = {
     "triangle": ("sides", 3),
     "square": ("corners", 4),
     "cube": ("faces", 6),
+    "pentagon": ("sides", 5),
+    "hexagon": ("corners", 6),
+    "bicycle": ("wheels", 2),
+    "tricycle": ("wheels", 3),
+    "car": ("wheels", 4),
+    "trio": ("singers", 3),
+    "quartet": ("players", 4),
+    "year": ("seasons", 4),
 }
 #: kind of a step: a strategy, or "step"
 Steps = list[tuple[str, str]]

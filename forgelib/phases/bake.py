@@ -36,7 +36,7 @@ Encoded = tuple[list[int], list[int]]  # input_ids and labels of a row
 #: Batches among which rows are sorted by length: they then carry little padding, and still come in random order.
 SORTED_TOGETHER = 16
 #: Batches are as long as a multiple of this: every new shape costs the CPU's matrix library a second to prepare.
-PADDED_TO = 32
+PADDED_TO = 16
 
 
 @dataclass(frozen=True)

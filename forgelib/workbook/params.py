@@ -149,7 +149,7 @@ class QuietBake(Parameters):
 
     vocabulary: Literal["forge-12", "forge-8", "startofthought"] = Field("forge-12", description="thinking tokens")
     reasoning_file: str = Field("", description='JSON lines of reasoning rows; "" makes procedural ones')
-    rows: int = Field(8000, ge=20, le=1_000_000, description="reasoning rows trained on, over all strategies")
+    rows: int = Field(7200, ge=20, le=1_000_000, description="reasoning rows trained on, over all strategies")
     difficulty: int = Field(1, ge=1, le=3, description="hardest problems of the procedural rows")
     watch_rows: int = Field(200, ge=10, le=100_000, description="validation rows that decide when training ends")
     gate_rows: int = Field(400, ge=10, le=100_000, description="further validation rows that the gate is measured on")
