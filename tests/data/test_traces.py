@@ -45,7 +45,7 @@ def test_training_and_validation_never_meet_whatever_the_seed():
 
 def test_where_the_problems_end_there_are_fewer_rows():
     rows = procedural_rows(3000, WORDS, seed=0, strategies=["multidomain"])
-    assert 300 < len(rows) <= 12 * 3 * 5 * 3, "one to three of an animal and of a thing"
+    assert 800 < len(rows) <= 12 * 3 * 14 * 3, "one to three of an animal and of a thing"
 
 
 @pytest.mark.parametrize("strategy", ["self_doubt", "self_correction"])

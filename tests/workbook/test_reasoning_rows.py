@@ -24,12 +24,12 @@ def test_procedural_rows_of_three_parts_that_never_meet():
 
 
 def test_a_strategy_with_few_problems_is_shown_as_often_as_the_others():
-    found = phase3.splits(P.model_copy(update={"rows": 4000}), WORDS)
+    found = phase3.splits(P.model_copy(update={"rows": 6000}), WORDS)
     shown = {name: [row for row in found.train if row.strategy == name] for name in WORDS.tag_of}
-    assert {len(rows) for rows in shown.values()} == {400}
-    few = shown["multidomain"]
-    assert len(set(few)) < 400 and max(few.count(row) for row in few) - min(few.count(row) for row in few) <= 1
-    assert phase3.source_rows(found)[0]["train"] == len(set(found.train)) < 4000
+    assert {len(rows) for rows in shown.values()} == {600}
+    few = shown["mece"]
+    assert len(set(few)) < 600 and max(few.count(row) for row in few) - min(few.count(row) for row in few) <= 1
+    assert phase3.source_rows(found)[0]["train"] == len(set(found.train)) < 6000
 
 
 def test_a_file_with_one_held_out_row_of_each_strategy_still_has_rows_to_watch(tmp_path):
