@@ -131,10 +131,10 @@ class PolicyStep:
         """log P of the answer [N], nats, and whether each of its tokens is the likeliest [N]: it would be written."""
         log_likelihoods, right = [], []
         for some in self._groups(rows):
-            logits, targets = self._logits(self.model, some), some.input_ids[:, 1:]
-            asked, told = some.answer[:, 1:], torch.log_softmax(logits, -1).gather(-1, targets[..., None])[..., 0]
-            log_likelihoods.append(told.where(asked, 0.0).sum(1))
-            right.append((logits.argmax(-1) == targets).where(asked, True).all(1))
+            logits, targets, row = self._read(self.model, some, some.answer)
+            told = torch.log_softmax(logits, -1).gather(-1, targets[:, None])[:, 0]
+            log_likelihoods.append(_by_row(told, row, len(some.input_ids)))
+            right.append(_by_row((logits.argmax(-1) != targets).float(), row, len(some.input_ids)) == 0)
         return torch.cat(log_likelihoods), torch.cat(right)
 
     def rewards(self, problems: list[Problem], log_likelihoods: Tensor, right: Tensor) -> Tensor:
@@ -157,17 +157,17 @@ class PolicyStep:
         Returns the KL in nats a token and the gradient's norm before it was clipped."""
         n_rows, n_tokens, kl_sum, start = len(advantages), int(rows.thought.sum()), 0.0, 0
         for some in self._groups(rows):
-            own, drawn = advantages[start : start + len(some.input_ids)], some.thought[:, 1:]
+            own = advantages[start : start + len(some.input_ids)]
             start += len(some.input_ids)
-            logits, targets = self._logits(self.model, some), some.input_ids[:, 1:]
-            held = policy(logits, self.config.temperature, self.config.top_p, targets)
-            log_probs = held.gather(-1, targets[..., None])[..., 0].where(drawn, 0.0).sum(1)
+            logits, targets, row = self._read(self.model, some, some.thought)
+            drawn_from = policy(logits, self.config.temperature, self.config.top_p, targets)
+            log_probs = _by_row(drawn_from.gather(-1, targets[:, None])[:, 0], row, len(own))
             with torch.no_grad():
-                frozen = torch.log_softmax(self._logits(self.reference, some), -1)
-            kl = kl_per_token(torch.log_softmax(logits, -1), frozen).where(drawn, 0.0).sum(1)
-            loss = (policy_terms(log_probs, own) + self.config.kl_coefficient * kl).sum() / n_rows
+                frozen = torch.log_softmax(self._read(self.reference, some, some.thought)[0], -1)
+            kl = kl_per_token(torch.log_softmax(logits, -1), frozen).sum()
+            loss = (policy_terms(log_probs, own).sum() + self.config.kl_coefficient * kl) / n_rows
             loss.backward()
-            kl_sum += float(kl.detach().sum())
+            kl_sum += float(kl.detach())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         return kl_sum / n_tokens, float(norm)
 
@@ -175,11 +175,19 @@ class PolicyStep:
         for start in range(0, len(rows.input_ids), self.config.rows_at_once):
             yield rows[start : start + self.config.rows_at_once]
 
-    def _logits(self, model: nn.Module, rows: Rows) -> Tensor:
-        """Logits [G, T - 1, V] of the tokens after the first. Padding stands on the right, where nothing looks."""
-        ids = rows.input_ids
+    def _read(self, model: nn.Module, rows: Rows, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the n `wanted` tokens: the logits [n, V] they are told by, which they are [n], their row [n].
+
+        Padding stands on the right, where nothing looks."""
+        ids, here = rows.input_ids, wanted[:, 1:]
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        return CausalLM(model).read(ids, torch.ones_like(ids), positions).logits[:, :-1].float()
+        logits = CausalLM(model).read(ids, torch.ones_like(ids), positions).logits[:, :-1]
+        return logits[here].float(), ids[:, 1:][here], here.nonzero()[:, 0]
+
+
+def _by_row(values: Tensor, row: Tensor, n_rows: int) -> Tensor:
+    """Sums [n_rows] of values [n] over the tokens of each row."""
+    return values.new_zeros(n_rows).index_add(0, row, values)
 
 
 def _distinct(thoughts: Thoughts) -> float:

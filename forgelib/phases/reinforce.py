@@ -121,7 +121,11 @@ def reinforce(
     `check(model, episode)` is called every check_every episodes and at the end; its measurements join the record. Where
     they hold passed = False, weights and optimizer of the last check that was passed come back (restored = True).
 
-    Yields a record a step: step, episode, reward, avg_reward_100, likelihood (nats of the answer, mean), right (share
+    A model with dropout is kept in evaluation mode: its thoughts have to be read by the function they were drawn from.
+
+    Yields a record a step: step, episode, reward (binary: its mean; likelihood: the mean of what thoughts are compared
+    by, since what is left over the mean of a problem is 0 on average), avg_reward_100, likelihood (nats of the answer,
+    mean), right (share
     of thoughts after which the true answer is the likeliest), thought_length, thought_diversity, num_thoughts,
     kl_divergence (nats a token), zero_advantage, grad_norm, learning_rate. Raises ValueError before work for rows
     without an answer and for thoughts longer than the context; SilentFailure, NonFiniteError, RunStopped on the way.
@@ -139,7 +143,7 @@ def reinforce(
         PolicyStep(model, reference, tokenizer, words, config),
     )
     _must_fit(model, asked, config)
-    model.train()
+    model.train(not _drops(model))
     with loop:
         for step in loop:
             scale = min(1.0, (step + 1) / max(1, config.warmup_steps))
@@ -161,6 +165,13 @@ def reinforce(
     if loop.stopped:
         raise RunStopped(loop.done, steps)
     model.eval()
+
+
+def _drops(model: nn.Module) -> bool:
+    """Whether in training the model drops something at random."""
+    named = (value for name, value in vars(model.config).items() if "drop" in name)
+    modules = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
+    return any(isinstance(p, int | float) and p > 0 for p in (*named, *modules))
 
 
 def _checked(measured: dict, good: LastGood) -> dict:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from forgelib.core.loop import Checkpointer
 from forgelib.data import ReasoningRow, vocabulary
@@ -145,6 +145,18 @@ def test_kl_is_measured_against_the_frozen_model_and_holds_the_policy(thinking, 
         far.append(records[-1]["kl_divergence"])
     assert far[0] > 1000 * 1e-6, "the free policy has left where it stood"
     assert far[1] < 0.5 * far[0]
+
+
+def gpt2(n):
+    """With the dropout of 0.1 that it comes with."""
+    return GPT2LMHeadModel(GPT2Config(vocab_size=n, n_positions=96, n_embd=16, n_layer=1, n_head=2, bos_token_id=0))
+
+
+@pytest.mark.parametrize("kind", [llama, gpt2, cognate])
+def test_thoughts_are_read_by_the_function_they_were_drawn_from(thinking, tmp_path, kind):
+    model, tokenizer = thinking(kind)
+    first = next(iter(steps_of(model, tokenizer, tmp_path)))
+    assert abs(first["kl_divergence"]) < 1e-6, "before the first step the policy is the frozen model"
 
 
 def test_the_answer_becomes_likelier_by_its_thoughts(thinking, tmp_path):
