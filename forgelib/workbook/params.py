@@ -151,6 +151,7 @@ class QuietBake(Parameters):
     reasoning_file: str = Field("", description='JSON lines of reasoning rows; "" makes procedural ones')
     rows: int = Field(7200, ge=20, le=1_000_000, description="reasoning rows trained on, over all strategies")
     difficulty: int = Field(1, ge=1, le=3, description="hardest problems of the procedural rows")
+    headroom_rows: int = Field(120, ge=0, le=1_000_000, description="further rows, one difficulty harder, for Step 2")
     watch_rows: int = Field(200, ge=10, le=100_000, description="validation rows that decide when training ends")
     gate_rows: int = Field(400, ge=10, le=100_000, description="further validation rows that the gate is measured on")
     epochs: int = Field(3, ge=1, le=10_000, description="times every row is seen, at most")
@@ -164,6 +165,12 @@ class QuietBake(Parameters):
     checkpoint_every_seconds: float = Field(30.0, gt=0, le=86_400, description="seconds between checkpoints at most")
     wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
     on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
+
+    @model_validator(mode="after")
+    def _there_is_something_harder(self) -> "QuietBake":
+        if self.headroom_rows and self.difficulty == 3 and not self.reasoning_file:
+            raise ValueError("headroom_rows: nothing is harder than difficulty = 3; set headroom_rows = 0")
+        return self
 
 
 MODELS: dict[str, type[Parameters]] = {

@@ -15,7 +15,7 @@ from forgelib import evaluate
 from forgelib.core.artifacts import Artifact, file_sha256
 from forgelib.core.rng import stream
 from forgelib.core.run import Run, latest_artifact, open_run
-from forgelib.data import DataError, ReasoningRow, Vocabulary, read_rows
+from forgelib.data import STRATEGIES, DataError, ReasoningRow, Vocabulary, read_rows
 from forgelib.data.traces import procedural_rows
 from forgelib.evaluate.reasoning import Reasoned
 from forgelib.phases.bake import BakeConfig, bake
@@ -77,7 +77,7 @@ def splits(p: QuietBake, words: Vocabulary) -> Splits:
             procedural_rows(n, words, seed=p.seed, part=part, strategies=strategies, difficulties=levels)
             for n, part in ((p.rows, "train"), (wanted, "validation"))
         )
-        train = in_equal_shares(train)
+        train = in_equal_shares(train) + harder_rows(p, words)
     ordered = [row for own in _by_strategy(held).values() for row in own]
     watched = [(i + 1) * p.watch_rows // wanted > i * p.watch_rows // wanted for i in range(len(ordered))]
     watch, gate = ([r for r, w in zip(ordered, watched, strict=True) if w == side] for side in (True, False))
@@ -86,6 +86,17 @@ def splits(p: QuietBake, words: Vocabulary) -> Splits:
         if not getattr(found, name):
             raise DataError(f"no rows are left to {name}: {len(train)} to train on, {len(held)} for validation")
     return found
+
+
+def harder_rows(p: QuietBake, words: Vocabulary) -> list[ReasoningRow]:
+    """Rows to train on that are one difficulty harder: so few that the baked model is right now and then, and Step 2
+    has something to reinforce. What is never right earns nothing."""
+    if not p.headroom_rows:
+        return []
+    strategies, level = (STRATEGIES[0],), p.difficulty + 1
+    return procedural_rows(
+        p.headroom_rows, words, seed=p.seed, part="train", strategies=strategies, difficulties=(level,)
+    )
 
 
 def in_equal_shares(rows: list[ReasoningRow]) -> list[ReasoningRow]:

@@ -29,7 +29,15 @@ from forgelib.workbook import phase3
 from forgelib.workbook.params import ParameterError, QuietBake, resolve
 
 #: What differs from the notebook's defaults: those are for a model of a million weights that has to learn from scratch.
-DEFAULTS = {"rows": 2000, "epochs": 3, "batch_size": 8, "muon_lr": 1e-4, "adamw_lr": 1e-4, "max_new_tokens": 128}
+DEFAULTS = {
+    "rows": 2000,
+    "headroom_rows": 0,
+    "epochs": 3,
+    "batch_size": 8,
+    "muon_lr": 1e-4,
+    "adamw_lr": 1e-4,
+    "max_new_tokens": 128,
+}
 #: Fields of QuietBake that mean something only inside the workbook.
 NOTEBOOK_ONLY = {"profile", "on_gate_failure", "wandb_mode"}
 

@@ -9,10 +9,10 @@ from forgelib.data import DataError, vocabulary, write_rows
 from forgelib.data.traces import procedural_rows
 from forgelib.evaluate.reasoning import Reasoned
 from forgelib.workbook import phase3
-from forgelib.workbook.params import QuietBake
+from forgelib.workbook.params import ParameterError, QuietBake, resolve
 
 WORDS = vocabulary("forge-12")
-P = QuietBake(profile="smoke", rows=60, watch_rows=20, gate_rows=40, data="procedural")
+P = QuietBake(profile="smoke", rows=60, watch_rows=20, gate_rows=40, headroom_rows=0, data="procedural")
 
 
 def test_procedural_rows_of_three_parts_that_never_meet():
@@ -115,3 +115,16 @@ def test_other_rows_in_the_same_file_are_another_baking(tmp_path):
     keys = [phase3.open_bake(here, []).key, phase3.open_bake(there, []).key]
     write_rows(path, procedural_rows(40, WORDS, seed=1))
     assert keys[0] == keys[1] != phase3.open_bake(here, []).key
+
+
+def test_headroom_rows_are_harder_and_only_trained_on():
+    found = phase3.splits(P.model_copy(update={"headroom_rows": 9}), WORDS)
+    harder = [row for row in found.train if row.difficulty == 2]
+    assert len(harder) == 9 and all(row.part == "train" for row in harder)
+    assert {row.strategy for row in harder} == {"chain_of_thought"}
+    assert not [row for row in found.watch + found.gate if row.difficulty > 1]
+
+
+def test_nothing_is_harder_than_the_hardest():
+    with pytest.raises(ParameterError, match="nothing is harder"):
+        resolve(QuietBake, {"difficulty": 3})
