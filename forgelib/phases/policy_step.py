@@ -2,9 +2,11 @@
 
     prompt | start | sampled thought ... end | answer <end of text>
 
-Rows are read a group at a time and differentiated at once, so memory holds the logits of one group only.
+Thoughts of a problem that are the same are one row, which counts as often as it was drawn: exact, and most of a baked
+model's thoughts are the same. Rows are read a group at a time and differentiated at once, so memory holds the logits of
+one group only.
 
-Shape legend: B problems, K thoughts, N = B K rows, G rows of a group, T tokens, L tokens of a thought, V vocabulary.
+Shape legend: B problems, K thoughts, N <= B K rows, each another thought, G rows of a group, T tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -32,16 +34,18 @@ class Problem:
 @dataclass(frozen=True)
 class Rows:
     """input_ids [N, T], padded on the right; thought [N, T] and answer [N, T]: which tokens were drawn, which are the
-    answer's."""
+    answer's; of [B, K]: the row of each thought."""
 
     input_ids: Tensor
     thought: Tensor
     answer: Tensor
+    of: Tensor
 
-    def __getitem__(self, index: slice) -> "Rows":
-        some = Rows(self.input_ids[index], self.thought[index], self.answer[index])
+    def group(self, index: slice) -> "Rows":
+        """Some rows, as long as the longest of them."""
+        some = Rows(self.input_ids[index], self.thought[index], self.answer[index], self.of)
         longest = int((some.thought | some.answer).any(0).nonzero().max()) + 1
-        return Rows(some.input_ids[:, :longest], some.thought[:, :longest], some.answer[:, :longest])
+        return Rows(some.input_ids[:, :longest], some.thought[:, :longest], some.answer[:, :longest], self.of)
 
 
 def encoded(row, tokenizer) -> Problem:
@@ -77,11 +81,10 @@ class PolicyStep:
         """The step's measurements, see `reinforce`; gradients are in the model, clipped."""
         thoughts = self.think(problems, step)
         rows = self.rows(problems, thoughts)
-        log_likelihoods, right = self.answers(rows)
-        shape = (len(problems), self.config.n_thoughts)
-        rewards = self.rewards(problems, log_likelihoods.view(shape), right.view(shape))
+        log_likelihoods, right = (read[rows.of] for read in self.answers(rows))
+        rewards = self.rewards(problems, log_likelihoods, right)
         advantages = leave_one_out(rewards)
-        kl, grad_norm = self.gradient(rows, advantages.flatten())
+        found = self.gradient(rows, advantages)
         return {
             "reward": float(log_likelihoods.mean()) if self.config.reward == "likelihood" else float(rewards.mean()),
             "likelihood": float(log_likelihoods.mean()),
@@ -89,9 +92,8 @@ class PolicyStep:
             "thought_length": float(thoughts.lengths.float().mean()),
             "thought_diversity": _distinct(thoughts),
             "num_thoughts": self.config.n_thoughts,
-            "kl_divergence": kl,
             "zero_advantage": float((advantages.abs() < 1e-6).all(1).float().mean()),
-            "grad_norm": grad_norm,
+            **found,
         }
 
     def think(self, problems: list[Problem], step: int) -> Thoughts:
@@ -107,24 +109,24 @@ class PolicyStep:
         )
 
     def rows(self, problems: list[Problem], thoughts: Thoughts) -> Rows:
-        """Prompt, thought and true answer of each of the N thoughts; one that was cut off gets its end token."""
-        parts = []
+        """Prompt, thought and true answer of each different thought; one that was cut off gets its end token."""
+        parts, of = {}, []
         for b, problem in enumerate(problems):
             for k in range(self.config.n_thoughts):
                 real = thoughts.mask[b, 0, k]
                 tokens, drawn = thoughts.tokens[b, 0, k][real].tolist(), thoughts.drawn[b, 0, k][real].tolist()
                 if tokens[-1] != self.thinking.end:
                     tokens, drawn = [*tokens, self.thinking.end], [*drawn, False]
-                ids = problem.prompt + tokens + problem.answer
                 n_before, n_after = len(problem.prompt), len(problem.answer)
-                parts.append((ids, [False] * n_before + drawn + [False] * n_after, n_after))
-        longest, device = max(len(ids) for ids, _, _ in parts), thoughts.tokens.device
-        input_ids = torch.tensor([ids + [self.pad] * (longest - len(ids)) for ids, _, _ in parts], device=device)
-        thought = torch.tensor([drawn + [False] * (longest - len(drawn)) for _, drawn, _ in parts], device=device)
-        answer = torch.zeros_like(thought)
-        for i, (ids, _, n_after) in enumerate(parts):
+                row = ([*problem.prompt, *tokens, *problem.answer], [False] * n_before + drawn + [False] * n_after)
+                of.append(parts.setdefault((b, *tokens, *drawn), (len(parts), *row, n_after))[0])
+        longest, device = max(len(ids) for _, ids, _, _ in parts.values()), thoughts.tokens.device
+        input_ids = torch.full((len(parts), longest), self.pad, device=device)
+        thought, answer = torch.zeros_like(input_ids, dtype=torch.bool), torch.zeros_like(input_ids, dtype=torch.bool)
+        for i, ids, drawn, n_after in parts.values():
+            input_ids[i, : len(ids)], thought[i, : len(ids)] = torch.tensor(ids), torch.tensor(drawn)
             answer[i, len(ids) - n_after : len(ids)] = True
-        return Rows(input_ids, thought, answer)
+        return Rows(input_ids, thought, answer, torch.tensor(of, device=device).view(len(problems), -1))
 
     @torch.no_grad()
     def answers(self, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -149,31 +151,38 @@ class PolicyStep:
         for i, p in enumerate(problems):
             ids[i, : len(p.direct) + len(p.answer)] = torch.tensor(p.direct + p.answer)
             answer[i, len(p.direct) : len(p.direct) + len(p.answer)] = True
-        return binary_rewards(right, self.answers(Rows(ids, torch.zeros_like(answer), answer))[1])
+        nothing = torch.zeros_like(answer)
+        return binary_rewards(right, self.answers(Rows(ids, nothing, answer, right))[1])
 
-    def gradient(self, rows: Rows, advantages: Tensor) -> tuple[float, float]:
-        """-A log P(thought) + kl_coefficient KL, mean over the N thoughts, differentiated group by group.
+    def gradient(self, rows: Rows, advantages: Tensor) -> dict[str, float]:
+        """-A log P(thought) + kl_coefficient KL, mean over the B K thoughts, differentiated group by group.
 
-        Returns the KL in nats a token and the gradient's norm before it was clipped."""
-        n_rows, n_tokens, kl_sum, start = len(advantages), int(rows.thought.sum()), 0.0, 0
+        advantages: [B, K]. Returns kl_divergence (nats a token), grad_norm before it was clipped, and thought_signal:
+        the norm of what the first term alone gives the logits."""
+        of, n_rows, kl_sum, signal, start = rows.of.flatten(), len(rows.input_ids), 0.0, 0.0, 0
+        worth = advantages.new_zeros(n_rows).index_add(0, of, advantages.flatten())
+        times = torch.bincount(of, minlength=n_rows).to(worth.dtype)
         for some in self._groups(rows):
-            own = advantages[start : start + len(some.input_ids)]
-            start += len(some.input_ids)
+            here = slice(start, start + len(some.input_ids))
+            start = here.stop
             logits, targets, row = self._read(self.model, some, some.thought)
             drawn_from = policy(logits, self.config.temperature, self.config.top_p, targets)
-            log_probs = _by_row(drawn_from.gather(-1, targets[:, None])[:, 0], row, len(own))
+            log_probs = _by_row(drawn_from.gather(-1, targets[:, None])[:, 0], row, len(some.input_ids))
             with torch.no_grad():
                 frozen = torch.log_softmax(self._read(self.reference, some, some.thought)[0], -1)
-            kl = kl_per_token(torch.log_softmax(logits, -1), frozen).sum()
-            loss = (policy_terms(log_probs, own).sum() + self.config.kl_coefficient * kl) / n_rows
-            loss.backward()
+            kl = (kl_per_token(torch.log_softmax(logits, -1), frozen) * times[here][row]).sum()
+            terms = policy_terms(log_probs, worth[here]).sum() / len(of)
+            if terms.requires_grad:
+                signal += float(torch.autograd.grad(terms, logits, retain_graph=True)[0].square().sum())
+            (terms + self.config.kl_coefficient * kl / len(of)).backward()
             kl_sum += float(kl.detach())
+        n_tokens = float((rows.thought.sum(1) * times).sum())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        return kl_sum / n_tokens, float(norm)
+        return {"kl_divergence": kl_sum / n_tokens, "grad_norm": float(norm), "thought_signal": signal**0.5}
 
     def _groups(self, rows: Rows):
         for start in range(0, len(rows.input_ids), self.config.rows_at_once):
-            yield rows[start : start + self.config.rows_at_once]
+            yield rows.group(slice(start, start + self.config.rows_at_once))
 
     def _read(self, model: nn.Module, rows: Rows, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the n `wanted` tokens: the logits [n, V] they are told by, which they are [n], their row [n].

@@ -44,6 +44,10 @@ SILENT = {
 }
 
 
+#: A gradient below this norm is rounding, at the KL's minimum for instance; the optimizer would blow it up to a step.
+NOTHING = 1e-6
+
+
 class SilentFailure(RuntimeError):
     """Training went on without learning anything; the text says what shows it and what to change."""
 
@@ -78,6 +82,8 @@ class ReinforceConfig:
         if self.reward not in REWARDS:
             raise ValueError(f"reward = {self.reward!r}: must be one of {', '.join(REWARDS)}")
         whole = ("episodes", "batch_size", "rows_at_once", "check_every", "alarm_steps")
+        if not (self.kl_coefficient >= 0 and self.gradient_clip > 0 and self.reward_limit > 0):
+            raise ValueError(f"kl_coefficient must be at least 0, gradient_clip and reward_limit above it: {self}")
         for name, least in [*((name, 1) for name in whole), ("n_thoughts", 2), ("thought_tokens", 2)]:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {least}")
@@ -127,10 +133,11 @@ def reinforce(
     by, since what is left over the mean of a problem is 0 on average), avg_reward_100, likelihood (nats of the answer,
     mean), right (share
     of thoughts after which the true answer is the likeliest), thought_length, thought_diversity, num_thoughts,
-    kl_divergence (nats a token), zero_advantage, grad_norm, learning_rate. Raises ValueError before work for rows
-    without an answer and for thoughts longer than the context; SilentFailure, NonFiniteError, RunStopped on the way.
+    kl_divergence (nats a token), zero_advantage, grad_norm, thought_signal (see `PolicyStep.gradient`), learning_rate.
+    Raises ValueError before work for rows without an answer, thoughts longer than the context, and a reference that is
+    the model itself; SilentFailure, NonFiniteError, RunStopped on the way.
     """
-    _check(rows, model)
+    _check(rows, model, reference)
     asked = [encoded(row, tokenizer) for row in rows]
     steps = -(-config.episodes // config.batch_size)
     rates = {"muon_lr": config.muon_lr, "adamw_lr": config.adamw_lr}
@@ -153,7 +160,8 @@ def reinforce(
             record = {"step": step, **policy_step(chosen, step)}
             if not math.isfinite(record["grad_norm"]):
                 raise NonFiniteError(step, first_nonfinite(model, lambda: None) or "the gradients")
-            optimizer.step()
+            if record["grad_norm"] > NOTHING:
+                optimizer.step()
             optimizer.zero_grad()
             episode = min(config.episodes, (step + 1) * config.batch_size)
             record |= {"episode": episode, "learning_rate": config.muon_lr * scale} | watch.look(record)
@@ -182,11 +190,19 @@ def _checked(measured: dict, good: LastGood) -> dict:
     return {**measured, "restored": not measured["passed"]}
 
 
-def _check(rows: Sequence[ReasoningRow], model: nn.Module) -> None:
+def _check(rows: Sequence[ReasoningRow], model: nn.Module, reference: nn.Module) -> None:
     if not rows:
         raise ValueError("reinforcement needs problems: got none")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("every weight of the model is frozen: nothing could be learned")
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    if any(parameter.data_ptr() in own for parameter in reference.parameters()):
+        raise ValueError("the reference shares weights with the model: give a copy, or the KL between them is always 0")
+    rows_of = [one.get_input_embeddings().weight.shape[0] for one in (model, reference)]
+    if rows_of[0] > rows_of[1]:
+        raise ValueError(
+            f"the reference knows {rows_of[1]} tokens, the model {rows_of[0]}: give the baked model and its vocabulary"
+        )
     if empty := [i for i, row in enumerate(rows) if not row.answer.strip()]:
         raise ValueError(f"row {empty[0]} has no answer ({len(empty)} such rows): nothing could be rewarded")
 
@@ -226,7 +242,7 @@ class Watch:
         self.rewards = [*self.rewards, record["reward"]][-n_steps:]
         signs = {
             "zero_advantage": record["zero_advantage"] == 1.0,
-            "no_gradient": record["zero_advantage"] < 1.0 and record["grad_norm"] == 0.0,
+            "no_gradient": record["zero_advantage"] < 1.0 and min(record["thought_signal"], record["grad_norm"]) == 0.0,
             "one_thought": record["thought_diversity"] == 0.0,
         }
         self.silent = {name: (self.silent[name] + 1) * shown for name, shown in signs.items()}

@@ -13,7 +13,7 @@ from forgelib.data import ReasoningRow, vocabulary
 from forgelib.data.tokenizer import train_bpe
 from forgelib.data.traces import procedural_rows
 from forgelib.models import CognateConfig, CognateForCausalLM
-from forgelib.phases.policy_step import PolicyStep, encoded
+from forgelib.phases.policy_step import PolicyStep, Rows, encoded
 from forgelib.phases.reinforce import ReinforceConfig, SilentFailure, Watch, reinforce
 from forgelib.thoughts import add_vocabulary
 
@@ -110,7 +110,8 @@ def test_answers_are_read_as_the_model_itself_gives_them(thinking, kind):
     step, problems = PolicyStep(model, model, tokenizer, WORDS, CONFIG), [encoded(row, tokenizer) for row in ROWS[:4]]
     thoughts = step.think(problems, 0)
     rows = step.rows(problems, thoughts)
-    found, right = step.answers(rows)
+    assert len(rows.input_ids) == len(set(rows.of.flatten().tolist()))
+    found, right = (read[rows.of].flatten() for read in step.answers(rows))
     for n, (b, k) in enumerate(itertools.product(range(4), range(3))):
         real = thoughts.tokens[b, 0, k][thoughts.mask[b, 0, k]].tolist()
         closed = real if real[-1] == step.thinking.end else [*real, step.thinking.end]
@@ -133,6 +134,26 @@ def test_groups_change_memory_and_no_gradient(thinking, kind):
         found.append(gradients(model))
     assert torch.allclose(found[0], found[1], atol=1e-6) and torch.allclose(found[0], found[2], atol=1e-6)
     assert float(found[0].norm()) > 0
+
+
+def test_thoughts_that_are_the_same_count_as_often_as_they_were_drawn(thinking):
+    """One row for each different thought, or one for each thought: the same gradient, KL and likelihoods."""
+    model, tokenizer = thinking()
+    reference, problems = llama(len(tokenizer)).eval(), [encoded(row, tokenizer) for row in ROWS[:3]]
+    config = replace(CONFIG, n_thoughts=12, thought_tokens=4, top_p=0.02)
+    step = PolicyStep(model, reference, tokenizer, WORDS, config)
+    rows = step.rows(problems, step.think(problems, 0))
+    assert len(problems) <= len(rows.input_ids) < rows.of.numel()
+    each = Rows(*(part[rows.of.flatten()] for part in (rows.input_ids, rows.thought, rows.answer)), rows.of)
+    each = replace(each, of=torch.arange(rows.of.numel()).view_as(rows.of))
+    advantages = torch.randn(rows.of.shape, generator=torch.Generator().manual_seed(0))
+    found = []
+    for some in (rows, each):
+        model.zero_grad()
+        found.append((step.gradient(some, advantages), gradients(model).clone(), step.answers(some)[0][some.of]))
+    names = ("kl_divergence", "grad_norm")  # the signal of a row that stands for several is another sum of squares
+    assert [found[0][0][n] for n in names] == pytest.approx([found[1][0][n] for n in names], rel=1e-4)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-6) and torch.allclose(found[0][2], found[1][2], atol=1e-5)
 
 
 def test_kl_is_measured_against_the_frozen_model_and_holds_the_policy(thinking, tmp_path):
@@ -230,11 +251,11 @@ def test_a_gradient_that_reaches_nothing_stops_it():
         Watch(replace(CONFIG, alarm_steps=2)),
         {"zero_advantage": 0.5, "thought_diversity": 1.0, "reward": 0.0},
     )
-    watch.look({"step": 0, "grad_norm": 0.0, **silent})
-    watch.look({"step": 1, "grad_norm": 0.1, **silent})
-    watch.look({"step": 2, "grad_norm": 0.0, **silent})
+    watch.look({"step": 0, "grad_norm": 0.5, "thought_signal": 0.0, **silent})
+    watch.look({"step": 1, "grad_norm": 0.1, "thought_signal": 0.2, **silent})
+    watch.look({"step": 2, "grad_norm": 0.5, "thought_signal": 0.0, **silent})
     with pytest.raises(SilentFailure, match=r"for 2 steps, the last of them step 3, .* no gradient reached the model"):
-        watch.look({"step": 3, "grad_norm": 0.0, **silent})
+        watch.look({"step": 3, "grad_norm": 0.5, "thought_signal": 0.0, **silent})
 
 
 def test_a_reward_that_is_no_number_stops_it(thinking, tmp_path):
@@ -266,3 +287,38 @@ def test_wrong_input_is_refused_before_work(thinking, tmp_path):
 def test_a_model_without_the_vocabulary_is_told_what_it_lacks(tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"no \[thinking\]: bake the vocabulary forge-12 in first"):
         list(steps_of(llama(len(tokenizer)), tokenizer, tmp_path))
+
+
+def test_what_earns_nothing_moves_nothing(thinking, tmp_path, monkeypatch):
+    """At the KL's minimum the gradient is rounding; an optimizer that normalises would make full steps of it."""
+    model, tokenizer = thinking()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    monkeypatch.setattr("forgelib.phases.policy_step.leave_one_out", torch.zeros_like)
+    list(steps_of(model, tokenizer, tmp_path))
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+
+
+def test_thoughts_that_get_no_gradient_stop_it_though_the_kl_gives_one(thinking, tmp_path, monkeypatch):
+    model, tokenizer = thinking()
+    monkeypatch.setattr(
+        "forgelib.phases.policy_step.policy_terms", lambda log_probs, worth: -worth * log_probs.detach()
+    )
+    other = llama(len(tokenizer))
+    steps = reinforce(
+        model, other, tokenizer, WORDS, ROWS, replace(CONFIG, alarm_steps=3), checkpointer=Checkpointer(tmp_path / "c")
+    )
+    with pytest.raises(SilentFailure, match="no gradient reached the model"):
+        list(steps)
+
+
+def test_a_reference_that_is_the_model_or_lacks_the_vocabulary_is_refused(thinking, tmp_path):
+    model, tokenizer = thinking()
+    for reference, told in ((model, "shares weights"), (llama(len(tokenizer) - 12), "give the baked model")):
+        with pytest.raises(ValueError, match=told):
+            next(reinforce(model, reference, tokenizer, WORDS, ROWS, CONFIG, checkpointer=Checkpointer(tmp_path / "c")))
+
+
+@pytest.mark.parametrize("wrong", [{"kl_coefficient": -0.1}, {"reward_limit": 0.0}, {"gradient_clip": float("nan")}])
+def test_coefficients_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be at least 0"):
+        replace(CONFIG, **wrong)
