@@ -1,5 +1,6 @@
 """Reinforcement survives SIGKILL: ten kills at random moments, and the same weights and journal in the end."""
 
+import os
 import random
 import signal
 import subprocess
@@ -14,15 +15,17 @@ import pytest
 from forgelib.core.tracking import Tracker
 
 SCRIPT = Path(__file__).with_name("tiny_reinforcement.py")
+ROOT = SCRIPT.parents[2]
 KILLS, STEPS, PATIENCE_SECONDS = 10, 60, 300
 
 
 @pytest.fixture
 def start(tmp_path) -> Iterator[Callable[..., psutil.Process]]:
     """start(folder, pause) -> the process that trains there, forked from one that has everything loaded."""
+    environment, command = {**os.environ, "PYTHONPATH": str(ROOT)}, [sys.executable, str(SCRIPT)]
     with (tmp_path / "errors").open("w") as errors:
         server = subprocess.Popen(
-            [sys.executable, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         )
 
     def started(folder: Path, pause: float) -> psutil.Process:
