@@ -1,24 +1,53 @@
-"""The knobs of every notebook: one frozen, strict model each, and `resolve`, which reads them from a notebook.
+"""`resolve` reads a notebook's knobs, and refuses what they cannot take before any work starts.
 
 A notebook keeps its knobs as plain scalars in one cell tagged `parameters`; papermill puts a cell `# Parameters`
 below it with what the command line asked for. `resolve` joins the three sources of a value, highest first: asked for
-explicitly (injected by papermill, or edited in the notebook), params/<profile>/<notebook>.yaml, and the default below,
-which is the laptop's.
-
-To add a knob: one line here, and the same name and default in the notebook's parameters cell; a test compares them.
+explicitly (injected by papermill, or edited in the notebook), params/<profile>/<notebook>.yaml, and the default in
+`workbook.knobs`, which is the laptop's.
 """
 
 import ast
 import contextlib
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from forgelib.core.paths import PROFILES, default_profile, params_dir
+from forgelib.workbook.knobs import (
+    MODELS,
+    CognateData,
+    CognateDiversity,
+    CognateTrain,
+    Environment,
+    EvoEvolve,
+    EvoMethods,
+    Parameters,
+    QuietBake,
+    QuietRL,
+    QuietTheater,
+)
+
+__all__ = [
+    "MODELS",
+    "CognateData",
+    "CognateDiversity",
+    "CognateTrain",
+    "Environment",
+    "EvoEvolve",
+    "EvoMethods",
+    "ParameterError",
+    "Parameters",
+    "QuietBake",
+    "QuietRL",
+    "QuietTheater",
+    "describe",
+    "profile_values",
+    "resolve",
+]
 
 #: First line of the cell that papermill injects; a notebook's own parameters cell must not begin with it.
 INJECTED = "# Parameters"
@@ -33,150 +62,6 @@ class ParameterError(ValueError):
         return [f"ParameterError: {self}"]
 
 
-class Parameters(BaseModel):
-    """What every notebook takes. Subclasses name their notebook and add its knobs."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-    NOTEBOOK: ClassVar[str]
-
-    profile: Literal["smoke", "laptop", "gpu6gb", "full"] = Field("laptop", description="size of everything")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="root of every random stream")
-    data: Literal["auto", "real", "procedural"] = Field("auto", description="where rows come from")
-
-
-class Environment(Parameters):
-    """00_environment: what this machine can do."""
-
-    NOTEBOOK = "00_environment"
-
-
-class CognateData(Parameters):
-    """10_cognate_data: sixteen datasets, the tokenizer, the packed pools of the three-stage curriculum."""
-
-    NOTEBOOK = "10_cognate_data"
-
-    rows_per_dataset: int = Field(1500, ge=20, le=1_000_000, description="training rows taken from each dataset")
-    heldout_per_dataset: int = Field(
-        100, ge=5, le=10_000, description="held-out rows of each dataset, never trained on"
-    )
-    vocab_size: int = Field(1024, ge=300, le=50_257, description="tokens; 50257 asks for GPT-2's own vocabulary")
-    seq_len_foundation: int = Field(64, ge=16, le=8192, description="tokens per sequence in the first stage")
-    seq_len_reasoning: int = Field(128, ge=16, le=8192, description="tokens per sequence in the second stage")
-    seq_len_advanced: int = Field(256, ge=16, le=8192, description="tokens per sequence in the third stage")
-
-
-class CognateTrain(Parameters):
-    """11_cognate_train: the shared trunk, then one specialist."""
-
-    NOTEBOOK = "11_cognate_train"
-
-    specialist: Literal["reasoning", "memory", "speed"] = Field("reasoning", description="which of the three to train")
-    trunk_steps: int = Field(400, ge=3, le=10_000_000, description="optimizer steps of the shared trunk")
-    steps: int = Field(180, ge=2, le=10_000_000, description="optimizer steps of the specialist")
-    tokens_per_step: int = Field(1024, ge=16, le=10_000_000, description="tokens in one optimizer step")
-    muon_lr: float = Field(0.02, gt=0, le=1, description="learning rate of the hidden matrices, per step")
-    adamw_lr: float = Field(0.003, gt=0, le=1, description="learning rate of embeddings, norms and biases, per step")
-    specialist_rate: float = Field(0.3, gt=0, le=1, description="a specialist's learning rates over the trunk's")
-    d_model: int = Field(128, ge=16, le=8192, description="width of the residual stream; a multiple of 2 n_heads")
-    d_ff: int = Field(384, ge=16, le=65_536, description="inner width of the feed-forward nets")
-    n_layers: int = Field(3, ge=1, le=128, description="backbone blocks")
-    n_heads: int = Field(4, ge=1, le=128, description="heads of attention and of memory")
-    window: int = Field(32, ge=4, le=8192, description="tokens that attention looks back; farther back is memory's")
-    memory_every: int = Field(2, ge=1, le=128, description="every so many blocks one carries a long-term memory")
-    memory_chunk: int = Field(32, ge=1, le=4096, description="tokens that the memory processes at once: speed only")
-    n_micro_steps: int = Field(2, ge=1, le=16, description="refinements of the latent per cycle")
-    recursion_layers: int = Field(1, ge=1, le=8, description="layers of the shared recursion net")
-    accuracy_samples: int = Field(200, ge=10, le=100_000, description="held-out problems answered by generation")
-    checkpoint_every_seconds: float = Field(30.0, gt=0, le=86_400, description="seconds between checkpoints at most")
-    wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
-    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> "CognateTrain":
-        if self.d_model % (2 * self.n_heads):
-            raise ValueError(f"d_model = {self.d_model}: must be a multiple of 2 x n_heads = {2 * self.n_heads}")
-        return self
-
-
-class CognateDiversity(Parameters):
-    """12_cognate_diversity: are the three specialists different enough to be parents?"""
-
-    NOTEBOOK = "12_cognate_diversity"
-
-    diversity_threshold: float = Field(0.3, ge=0, le=1, description="least spread, as a share of the mean")
-    halting_samples: int = Field(80, ge=5, le=100_000, description="held-out texts for halting and memory use")
-    accuracy_samples: int = Field(150, ge=10, le=100_000, description="held-out problems answered per specialist")
-    latency_texts: int = Field(20, ge=3, le=1000, description="texts timed per specialist, interleaved")
-    latency_tokens: int = Field(32, ge=2, le=4096, description="tokens timed per text, the last ones")
-    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
-
-
-class EvoMethods(Parameters):
-    """20_evomerge_methods: six techniques and eight recipes, each beside its formula and measured."""
-
-    NOTEBOOK = "20_evomerge_methods"
-
-    search_rows: int = Field(
-        18, ge=2, le=10_000, description="held-out rows of each dataset that recipes are scored on"
-    )
-    dials_of: Literal["reasoning", "memory", "speed"] = Field("memory", description="whose depth and threshold all use")
-    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
-
-
-class EvoEvolve(Parameters):
-    """21_evomerge_evolve: generations of merged models, a champion, its score on data the search never saw."""
-
-    NOTEBOOK = "21_evomerge_evolve"
-
-    generations: int = Field(50, ge=1, le=10_000, description="generations at most")
-    population: int = Field(8, ge=8, le=256, description="members of a generation")
-    patience: int = Field(5, ge=1, le=10_000, description="generations without a gain of 0.001 before the search ends")
-    budget_minutes: float = Field(120.0, gt=0, le=100_000, description="minutes of measuring before the search ends")
-    search_rows: int = Field(18, ge=2, le=10_000, description="held-out rows of each dataset that the search sees")
-    champion_rows: int = Field(250, ge=5, le=100_000, description="unseen rows of each dataset that score the champion")
-    workers: int = Field(0, ge=0, le=1024, description="processes that measure children; 0 takes one a core")
-    backend: Literal["local", "ray"] = Field("local", description="where these processes run; ray joins a cluster")
-    controls: Literal["all", "untrained"] = Field("all", description="all also trains four models and runs CMA-ES")
-    fitness_threshold: float = Field(1.2, ge=0, le=10, description="champion's fitness needed; the parents' mean is 1")
-    wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
-    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
-
-
-class QuietBake(Parameters):
-    """30_quietstar_bake: thinking vocabulary, reasoning rows, and traces baked into the champion."""
-
-    NOTEBOOK = "30_quietstar_bake"
-
-    vocabulary: Literal["forge-12", "forge-8", "startofthought"] = Field("forge-12", description="thinking tokens")
-    reasoning_file: str = Field("", description='JSON lines of reasoning rows; "" makes procedural ones')
-    rows: int = Field(7200, ge=20, le=1_000_000, description="reasoning rows trained on, over all strategies")
-    difficulty: int = Field(1, ge=1, le=3, description="hardest problems of the procedural rows")
-    headroom_rows: int = Field(120, ge=0, le=1_000_000, description="further rows, one difficulty harder, for Step 2")
-    watch_rows: int = Field(200, ge=10, le=100_000, description="validation rows that decide when training ends")
-    gate_rows: int = Field(400, ge=10, le=100_000, description="further validation rows that the gate is measured on")
-    epochs: int = Field(3, ge=1, le=10_000, description="times every row is seen, at most")
-    batch_size: int = Field(8, ge=1, le=4096, description="rows in one optimizer step")
-    muon_lr: float = Field(0.006, gt=0, le=1, description="learning rate of the hidden matrices, per step")
-    adamw_lr: float = Field(0.003, gt=0, le=1, description="learning rate of embeddings, norms and biases, per step")
-    direct_share: float = Field(0.12, ge=0, lt=1, description="share of rows trained without their thought")
-    max_new_tokens: int = Field(96, ge=4, le=4096, description="tokens of thought and answer, at most")
-    overall_threshold: float = Field(0.85, ge=0, le=1, description="share of right answers the gate asks for")
-    strategy_threshold: float = Field(0.765, ge=0, le=1, description="the same in each strategy")
-    checkpoint_every_seconds: float = Field(30.0, gt=0, le=86_400, description="seconds between checkpoints at most")
-    wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
-    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
-
-    @model_validator(mode="after")
-    def _there_is_something_harder(self) -> "QuietBake":
-        if self.headroom_rows and self.difficulty == 3 and not self.reasoning_file:
-            raise ValueError("headroom_rows: nothing is harder than difficulty = 3; set headroom_rows = 0")
-        return self
-
-
-MODELS: dict[str, type[Parameters]] = {
-    model.NOTEBOOK: model
-    for model in (Environment, CognateData, CognateTrain, CognateDiversity, EvoMethods, EvoEvolve, QuietBake)
-}
 P = TypeVar("P", bound=Parameters)
 
 
