@@ -54,6 +54,7 @@ PLAN: tuple[Step, ...] = (
     Step("20_evomerge_methods", needs=("12_cognate_diversity",)),
     Step("21_evomerge_evolve", needs=("12_cognate_diversity",)),
     Step("30_quietstar_bake", needs=("21_evomerge_evolve",)),
+    Step("33_quietstar_abtest", needs=("30_quietstar_bake",)),
 )
 
 
