@@ -16,18 +16,21 @@ class Remembering:
         self._thinker, self._file = thinker, file
         self.max_thought_tokens = thinker.max_thought_tokens
         self._known: dict[str, list] = {}
-        self.thoughts: dict[str, list[Ids]] = {}
+        self.thoughts: dict[str, dict[Ids, None]] = {}
         self.answers: dict[tuple[str, Ids | None], str] = {}
         if file.is_file():
             self._known = dict(_whole_lines(file))
-            file.write_text("".join(_line(*entry) for entry in self._known.items()), encoding="utf-8")
+            temporary = file.with_suffix(".new")
+            temporary.write_text("".join(_line(*entry) for entry in self._known.items()), encoding="utf-8")
+            temporary.replace(file)
 
     def think(self, prompts: Sequence[str], *, n: int, seed: int, temperature: float = 1.0) -> list[list[Ids]]:
-        """As the thinker thinks; `thoughts` keeps the last thoughts of each prompt."""
+        """As the thinker thinks; `thoughts` keeps the thoughts of each prompt, in their order."""
         asked = ["think", list(prompts), n, seed, temperature]
         found = self._once(asked, lambda: self._thinker.think(prompts, n=n, seed=seed, temperature=temperature))
         thoughts = [[tuple(one) for one in some] for some in found]
-        self.thoughts |= dict(zip(prompts, thoughts, strict=True))
+        for prompt, some in zip(prompts, thoughts, strict=True):
+            self.thoughts.setdefault(prompt, {}).update(dict.fromkeys(some))
         return thoughts
 
     def answer(self, prompts: Sequence[str], thoughts: Sequence[Ids | None]) -> list[str]:

@@ -154,8 +154,8 @@ def test_a_broken_file_and_an_unknown_dataset_are_refused(given, tmp_path):
 
 
 def test_an_ab_test_that_is_broken_off_goes_on_and_asks_nothing_twice(given, monkeypatch):
-    asked, thought = replace(given(), dataset=""), []
-    think = TextThinker.think
+    asked, thought, at_once = replace(given(), dataset=""), [], set()
+    think, answer = TextThinker.think, TextThinker.answer
 
     class Off(Exception):
         pass
@@ -166,7 +166,13 @@ def test_an_ab_test_that_is_broken_off_goes_on_and_asks_nothing_twice(given, mon
             raise Off
         return think(self, prompts, **options)
 
+    def answering(self, prompts, thoughts):
+        if thoughts[0] is None:
+            at_once.add((self.at_once, WORDS.begin in self.tokenizer.get_vocab()))
+        return answer(self, prompts, thoughts)
+
     monkeypatch.setattr(TextThinker, "think", listening)
+    monkeypatch.setattr(TextThinker, "answer", answering)
     with pytest.raises(Off):
         bake_quietstar(asked, lambda line: None)
     weights = (asked.out / "model" / "model.safetensors").read_bytes()
@@ -176,6 +182,7 @@ def test_an_ab_test_that_is_broken_off_goes_on_and_asks_nothing_twice(given, mon
     told = []
     bake_quietstar(replace(asked, resume=True), told.append)
     assert len(thought) == 4 and thought[2] == thought[3] and len(set(thought)) == 3, "two rounds were remembered"
+    assert at_once == {(True, True), (False, False)}, "only the baked model is asked for its answer at once"
     section = json.loads((asked.out / "report.json").read_text())["A/B test"]
     assert section["on"] == "gate rows" and section["against itself at once"]["n_problems"] == 12
     assert (asked.out / "model" / "model.safetensors").read_bytes() == weights and "thinking tokens" not in told[0]
