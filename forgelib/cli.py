@@ -117,9 +117,9 @@ def bake_quietstar(
 ) -> None:
     """Bake reasoning traces into any local Hugging Face model.
 
-    After the bake an A/B test answers problems with a thought and without, on the eval dataset, or on held-out
-    reasoning rows where that is "": against the same model answering at once, and against the model as it came. It
-    stands in report.json under "A/B test".
+    After the bake an A/B test answers problems with a thought and without: against the same model answering at once,
+    and against the model as it came. The problems are of the eval dataset, or held-out reasoning rows where that is "".
+    It is found in report.json under "A/B test".
     """
     from forgelib.data import DataError
     from forgelib.workbook import quietstar
