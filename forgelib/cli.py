@@ -110,12 +110,22 @@ def bake_quietstar(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1")] = "cpu",
     config: Annotated[Path | None, typer.Option(help="a flat YAML file of 30_quietstar_bake's parameters")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on in a folder that is there")] = False,
+    ab_samples: Annotated[int, typer.Option(help="problems of a round of the A/B test; 0 leaves it out")] = 100,
+    ab_rounds: Annotated[int, typer.Option(help="its rounds, 3 or more, each with its own problems")] = 3,
+    ab_thoughts: Annotated[int, typer.Option(help="thoughts sampled of each problem, 2 or more")] = 4,
+    ab_improvement: Annotated[float, typer.Option(help="share that the effect must exceed for a winner")] = 0.02,
 ) -> None:
-    """Bake reasoning traces into any local Hugging Face model."""
+    """Bake reasoning traces into any local Hugging Face model.
+
+    After the bake an A/B test answers problems with a thought and without: against the same model answering at once,
+    and against the model as it came. The problems are of the eval dataset, or held-out reasoning rows where that is "".
+    It is found in report.json under "A/B test".
+    """
     from forgelib.data import DataError
     from forgelib.workbook import quietstar
 
-    asked = quietstar.Asked(model, out, eval_dataset, eval_samples, device, config, resume)
+    ab = (ab_samples, ab_rounds, ab_thoughts, ab_improvement)
+    asked = quietstar.Asked(model, out, eval_dataset, eval_samples, device, config, resume, *ab)
     try:
         typer.echo(f"baked  {quietstar.bake_quietstar(asked, typer.echo)}")
     except (DataError, ValueError) as error:

@@ -223,6 +223,37 @@ class QuietTheater(Parameters):
         return self
 
 
+class QuietABTest(Parameters):
+    """33_quietstar_abtest: thoughts against none over several rounds, and a bake of the traces that helped."""
+
+    NOTEBOOK = "33_quietstar_abtest"
+
+    vocabulary: Literal["forge-12", "forge-8", "startofthought"] = Field("forge-12", description="thinking tokens")
+    dataset: str = Field("", description='gsm8k, svamp or another dataset; "" makes procedural problems')
+    difficulty: int = Field(1, ge=1, le=3, description="hardest problems of the procedural rows")
+    samples: int = Field(100, ge=2, le=100_000, description="problems of a round")
+    rounds: int = Field(3, ge=3, le=100, description="rounds, each with its own problems and thoughts")
+    thoughts: int = Field(4, ge=2, le=64, description="thoughts sampled of each problem; the first one answers")
+    max_thought_tokens: int = Field(96, ge=2, le=4096, description="tokens of a thought, at most")
+    max_answer_tokens: int = Field(8, ge=1, le=4096, description="tokens of an answer, at most")
+    improvement: float = Field(0.02, ge=0, lt=1, description="share that the effect must exceed for a winner")
+    collect: int = Field(150, ge=6, le=1_000_000, description="training problems that traces are collected on")
+    bake_helped: int = Field(3, ge=1, le=10_000, description="times every trace that helped is baked")
+    batch_size: int = Field(8, ge=1, le=4096, description="traces in one optimizer step")
+    muon_lr: float = Field(0.0001, gt=0, le=1, description="learning rate of the hidden matrices, per step")
+    adamw_lr: float = Field(0.00005, gt=0, le=1, description="learning rate of embeddings, norms and biases, per step")
+    direct_share: float = Field(0.5, ge=0, lt=1, description="share of traces trained without their thought")
+    checkpoint_every_seconds: float = Field(30.0, gt=0, le=86_400, description="seconds between checkpoints at most")
+    wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
+    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
+
+    @model_validator(mode="after")
+    def _every_round_collects(self) -> "QuietABTest":
+        if self.collect < 2 * self.rounds:
+            raise ValueError(f"collect = {self.collect}: must be at least 2 x rounds = {2 * self.rounds}")
+        return self
+
+
 def _known(strategies: str) -> None:
     names = strategies.split(",")
     if unknown := [name for name in names if name not in STRATEGIES]:
@@ -235,6 +266,6 @@ MODELS: dict[str, type[Parameters]] = {
     model.NOTEBOOK: model
     for model in (
         *(Environment, CognateData, CognateTrain, CognateDiversity, EvoMethods, EvoEvolve),
-        *(QuietBake, QuietRL, QuietTheater),
+        *(QuietBake, QuietRL, QuietTheater, QuietABTest),
     )
 }

@@ -54,6 +54,9 @@ PLAN: tuple[Step, ...] = (
     Step("20_evomerge_methods", needs=("12_cognate_diversity",)),
     Step("21_evomerge_evolve", needs=("12_cognate_diversity",)),
     Step("30_quietstar_bake", needs=("21_evomerge_evolve",)),
+    Step("31_quietstar_rl", needs=("30_quietstar_bake",)),
+    Step("32_quietstar_antitheater", needs=("31_quietstar_rl",)),
+    Step("33_quietstar_abtest", needs=("31_quietstar_rl",)),
 )
 
 

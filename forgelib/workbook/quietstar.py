@@ -2,7 +2,9 @@
 
 OUT/model            the baked model folder, with its tokenizer
 OUT/metrics.jsonl    a record a step, with what the model could do whenever it was looked at
-OUT/report.json      settings, skipped rows, right answers by strategy and on the asked dataset, before and after
+OUT/report.json      settings, skipped rows, right answers by strategy and on the asked dataset, before and after; the
+                     A/B test: the baked model with thoughts against itself without, and against the model as it came
+OUT/ab_test          what the A/B test asked and what was answered: broken off, it goes on there
 """
 
 import json
@@ -19,14 +21,18 @@ from torch import nn
 from forgelib import evaluate
 from forgelib.core.loop import Checkpointer, Control
 from forgelib.core.tracking import Tracker
-from forgelib.data import DataError, Example, Vocabulary, vocabulary
-from forgelib.data.prepare import load_rows
+from forgelib.data import Example, ReasoningRow, Vocabulary, vocabulary
+from forgelib.data.reasoning import without_thought
 from forgelib.evaluate.accuracy import first_line, greedy_texts
 from forgelib.evaluate.reasoning import reason
+from forgelib.evaluate.text_thinker import TextThinker
+from forgelib.evaluate.thinker import check_rows, questions
+from forgelib.phases.abtest import ABConfig, ab_test
 from forgelib.phases.bake import bake
 from forgelib.thoughts import add_vocabulary
-from forgelib.workbook import phase3
+from forgelib.workbook import abtest, phase3
 from forgelib.workbook.params import ParameterError, QuietBake, resolve
+from forgelib.workbook.remembering import Remembering
 
 #: What differs from the notebook's defaults: those are for a model of a million weights that has to learn from scratch.
 DEFAULTS = {
@@ -41,10 +47,14 @@ DEFAULTS = {
 #: Fields of QuietBake that mean something only inside the workbook.
 NOTEBOOK_ONLY = {"profile", "on_gate_failure", "wandb_mode"}
 
+REPORT, AB_TEST = "report.json", "A/B test"
+#: Room for what opens and closes a thought, and for the answer after it.
+ANSWER_TOKENS = 24
+
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for. dataset "" leaves out the measurement on a dataset."""
+    """What the command line asks for. dataset "" leaves out the measurement on a dataset, ab_samples 0 the A/B test."""
 
     model: Path
     out: Path
@@ -53,6 +63,10 @@ class Asked:
     device: str = "cpu"
     config: Path | None = None
     resume: bool = False
+    ab_samples: int = 100
+    ab_rounds: int = 3
+    ab_thoughts: int = 4
+    ab_improvement: float = 0.02
 
 
 def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
@@ -65,11 +79,23 @@ def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
     _place(asked.model)
     if asked.out.exists() and any(asked.out.iterdir()) and not asked.resume:
         raise ParameterError(f"{asked.out} holds something already: give --resume to go on there, or another folder")
-    if (asked.out / "model").is_dir():
+    words = vocabulary(p.vocabulary)
+    _check(asked, p, words)
+    if not (asked.out / "model").is_dir():
+        _bake(asked, p, words, say)
+    elif asked.ab_samples == 0 or AB_TEST in json.loads((asked.out / REPORT).read_text()):
         say(f"{asked.out / 'model'} is finished")
         return asked.out / "model"
-    words = vocabulary(p.vocabulary)
-    rows, questions = phase3.splits(p, words), _questions(asked, p.seed)
+    else:
+        _same_question(asked, p)
+    if asked.ab_samples:
+        _ab_test(asked, p, words, say)
+    return asked.out / "model"
+
+
+def _bake(asked: Asked, p: QuietBake, words: Vocabulary, say: Callable[[str], object]) -> None:
+    """Writes OUT/model and the report of what the model could do before and after."""
+    rows, asked_of = phase3.splits(p, words), _questions(asked, p.seed)
     model, tokenizer = load_any(asked.model, asked.device)
     added = add_vocabulary(model, tokenizer, words, seed=p.seed)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +103,7 @@ def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
     say(f"{len(added.new)} thinking tokens added; {len(rows.train)} rows to bake, {len(rows.skipped)} skipped")
     for line in rows.skipped[:10]:
         say(f"  {line}")
-    before = _measured(model, tokenizer, words, rows, questions, p)
+    before = _measured(model, tokenizer, words, rows, asked_of, p)
     config, checkpoints = phase3.bake_config(p), asked.out / "checkpoints"
     checkpointer = Checkpointer(checkpoints, every_seconds=p.checkpoint_every_seconds)
     tracker = Tracker(asked.out, run_name="phase3-step1-baking", metrics_prefix="baking/")
@@ -87,14 +113,86 @@ def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
     for record in tracker.follow(steps):
         if "accuracy_overall" in record:
             say(f"  step {record['step'] + 1}: loss {record['loss']:.3f}, right {record['accuracy_overall']:.3f}")
-    after = _measured(model, tokenizer, words, rows, questions, p)
+    after = _measured(model, tokenizer, words, rows, asked_of, p)
     report = _report(p, rows, before, after)
     for line in report["right answers"]:
         say(f"  {line['of']:24} {line['before']:.3f} -> {line['after']:.3f}  [{line['low']:.3f}, {line['high']:.3f}]")
-    (asked.out / "report.json").write_text(json.dumps(report, indent=1))
+    _write_report(asked, report)
     _save(model, tokenizer, asked.out / "model")
     shutil.rmtree(checkpoints, ignore_errors=True)
-    return asked.out / "model"
+
+
+def _check(asked: Asked, p: QuietBake, words: Vocabulary) -> None:
+    """Refuses what the A/B test cannot do, before any work."""
+    if not asked.ab_samples:
+        return
+    try:
+        _ab_config(asked, p, asked.ab_samples)
+    except ValueError as error:
+        raise ParameterError(f"--ab-samples, --ab-rounds, --ab-thoughts, --ab-improvement: {error}") from None
+    if asked.dataset:
+        check_rows(_ab_rows(asked, p, words), 1, abtest.comparison(asked.dataset))
+
+
+def _ab_config(asked: Asked, p: QuietBake, samples: int) -> ABConfig:
+    return ABConfig(p.seed, samples, asked.ab_rounds, asked.ab_thoughts, improvement=asked.ab_improvement)
+
+
+def _ab_test(asked: Asked, p: QuietBake, words: Vocabulary, say: Callable[[str], object]) -> None:
+    """Adds the A/B test to the report: on unseen questions of the dataset, or on the gate's rows where none is asked.
+
+    Rows that do not fit the model's context with a thought are left out. The baked model is asked for its answer at
+    once where no thought is wanted; the model as it came knows one way of being asked.
+    """
+    baked, came = load_any(asked.out / "model", asked.device), load_any(asked.model, asked.device)
+    rows = _ab_rows(asked, p, words)
+    fitting = [row for row in rows if _fits(row, p, *baked) and _fits(row, p, *came)]
+    section = {"on": asked.dataset or "gate rows", "left out": len(rows) - len(fitting)}
+    if len(fitting) < 2:
+        why = f"{len(fitting)} of {len(rows)} problems fit the model's context with a thought: lower max_new_tokens"
+        say(f"  A/B test not run: {why}")
+        return _add_to_report(asked, section | {"not run": why})
+    folder, config = asked.out / "ab_test", _ab_config(asked, p, min(asked.ab_samples, len(fitting)))
+    folder.mkdir(exist_ok=True)
+    options = {"max_thought_tokens": p.max_new_tokens, "batch_size": 16}
+    thinks = Remembering(TextThinker(*baked, words, at_once=True, **options), folder / "baked.jsonl")
+    before = Remembering(TextThinker(*came, words, **options), folder / "before.jsonl")
+    section["samples"] = config.samples
+    for name, baseline in (("against itself at once", None), ("against the model before baking", before)):
+        same = abtest.comparison(asked.dataset)
+        found = ab_test(thinks, baked[1], fitting, words=words, config=config, same=same, baseline=baseline)
+        section[name] = found.as_dict()
+        say(
+            f"  A/B {name}: {found.baseline_accuracy:.3f} -> {found.reasoning_accuracy:.3f}, effect "
+            f"[{found.effect_interval[0]:.3f}, {found.effect_interval[1]:.3f}], winner: {found.winner}"
+        )
+    _add_to_report(asked, section)
+
+
+def _ab_rows(asked: Asked, p: QuietBake, words: Vocabulary) -> list[ReasoningRow]:
+    """As many questions as all rounds want, or as there are."""
+    if not asked.dataset:
+        return phase3.splits(p, words).gate
+    return questions(abtest.unseen_examples(asked.dataset, asked.ab_samples * asked.ab_rounds, p.seed))
+
+
+def _fits(row: ReasoningRow, p: QuietBake, model: nn.Module, tokenizer) -> bool:
+    """Whether prompt, thought and answer fit the model's context, where that has an end."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    prompt = len(tokenizer(without_thought(row.prompt), add_special_tokens=False)["input_ids"])
+    return limit is None or prompt + p.max_new_tokens + ANSWER_TOKENS <= limit
+
+
+def _add_to_report(asked: Asked, section: dict) -> None:
+    _write_report(asked, json.loads((asked.out / REPORT).read_text()) | {AB_TEST: section})
+
+
+def _write_report(asked: Asked, report: dict) -> None:
+    """There whole or as it was; what is not finite as text."""
+    plain = json.loads(json.dumps(report), parse_constant=str)
+    temporary = asked.out / f".{REPORT}"
+    temporary.write_text(json.dumps(plain, indent=1))
+    temporary.replace(asked.out / REPORT)
 
 
 def settings(file: Path | None) -> QuietBake:
@@ -140,17 +238,13 @@ def _place(path: Path) -> tuple[Path, dict[str, str]]:
 
 
 def _questions(asked: Asked, seed: int) -> list[Example]:
-    if not asked.dataset:
-        return []
-    try:
-        return load_rows(asked.dataset, "test", limit=asked.samples, seed=seed).examples
-    except DataError:
-        return load_rows(asked.dataset, "heldout", limit=asked.samples, seed=seed).examples
+    return abtest.unseen_examples(asked.dataset, asked.samples, seed) if asked.dataset else []
 
 
 def _same_question(asked: Asked, p: QuietBake) -> None:
     """What began in a folder is what goes on there."""
     facts = {"model": str(asked.model.resolve()), "dataset": asked.dataset, "samples": asked.samples} | p.model_dump()
+    facts |= {name: getattr(asked, name) for name in ("ab_samples", "ab_rounds", "ab_thoughts", "ab_improvement")}
     facts |= {"rows_sha256": phase3.rows_digest(p)}
     file = asked.out / "asked.json"
     if file.is_file() and (known := json.loads(file.read_text())) != facts:
@@ -160,16 +254,16 @@ def _same_question(asked: Asked, p: QuietBake) -> None:
 
 
 def _measured(
-    model: nn.Module, tokenizer, words: Vocabulary, rows: phase3.Splits, questions: list[Example], p: QuietBake
+    model: nn.Module, tokenizer, words: Vocabulary, rows: phase3.Splits, asked_of: list[Example], p: QuietBake
 ) -> dict[str, np.ndarray]:
     """Right or wrong: "all" rows of the gate, each strategy, and the dataset's questions under its name."""
     found = reason(model, tokenizer, words, rows.gate, max_new_tokens=p.max_new_tokens, batch_size=16)
     right = {"all": found.correct, **found.by_strategy()}
-    if questions:
-        prompts = [question.prompt for question in questions]
+    if asked_of:
+        prompts = [question.prompt for question in asked_of]
         texts = greedy_texts(model, tokenizer, prompts, max_new_tokens=p.max_new_tokens, batch_size=16)
         answers = [first_line(words.read(text).answer) for text in texts]
-        right[questions[0].dataset] = np.array([a == q.answer for a, q in zip(answers, questions, strict=True)])
+        right[asked_of[0].dataset] = np.array([a == q.answer for a, q in zip(answers, asked_of, strict=True)])
     return right
 
 

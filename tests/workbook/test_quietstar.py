@@ -1,6 +1,7 @@
 """`forge bake-quietstar`: any local model in, a model that thinks out; wrong input is refused before work."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ from typer.testing import CliRunner
 
 from forgelib.cli import app
 from forgelib.data import DataError, vocabulary, write_rows
+from forgelib.data.reasoning import without_thought
 from forgelib.data.tokenizer import train_bpe
 from forgelib.data.traces import procedural_rows
+from forgelib.evaluate.text_thinker import TextThinker
+from forgelib.workbook import quietstar
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.quietstar import Asked, bake_quietstar, settings
 
@@ -25,6 +29,7 @@ max_new_tokens: 6
 muon_lr: 0.01
 adamw_lr: 0.003
 """
+AB = {"ab_samples": 4, "ab_thoughts": 2}
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {
     "llama": lambda n: LlamaForCausalLM(LlamaConfig(vocab_size=n, num_key_value_heads=2, **SMALL)),
@@ -42,7 +47,7 @@ def given(tmp_path):
         MODELS[kind](len(tokenizer)).save_pretrained(tmp_path / kind)
         tokenizer.save_pretrained(tmp_path / kind)
         (tmp_path / "config.yaml").write_text(config)
-        return Asked(tmp_path / kind, tmp_path / "out", samples=5, config=tmp_path / "config.yaml")
+        return Asked(tmp_path / kind, tmp_path / "out", samples=5, config=tmp_path / "config.yaml", **AB)
 
     return make
 
@@ -61,6 +66,11 @@ def test_a_model_goes_in_and_a_model_that_was_baked_comes_out(given, kind, monke
     records = [json.loads(line) for line in (asked.out / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == 10 and records[-1]["baking/loss"] < records[0]["baking/loss"]
     assert "12 thinking tokens added; 40 rows to bake, 0 skipped" in told[0]
+    section = report["A/B test"]
+    assert section["on"] == "gsm8k" and section["samples"] == 4 and section["left out"] == 0
+    for against in ("against itself at once", "against the model before baking"):
+        assert section[against]["n_problems"] == 12 and len(section[against]["rounds"]) == 3
+        assert section[against]["winner"] == "no effect shown" and f"A/B {against}" in " ".join(told)
     assert not (asked.out / "checkpoints").exists()
 
 
@@ -69,7 +79,7 @@ def test_what_is_there_is_neither_overwritten_nor_mixed(given):
     bake_quietstar(asked, lambda line: None)
     with pytest.raises(ParameterError, match="give --resume to go on there"):
         bake_quietstar(asked, lambda line: None)
-    again = Asked(asked.model, asked.out, samples=5, config=asked.config, resume=True)
+    again = replace(asked, resume=True)
     told = []
     assert bake_quietstar(again, told.append) == asked.out / "model" and "is finished" in told[0]
 
@@ -85,10 +95,10 @@ def test_broken_off_and_resumed_it_ends_in_the_same_weights(given, tmp_path):
         if "step 5" in line:
             raise Off
 
-    other = Asked(asked.model, tmp_path / "other", samples=5, config=asked.config)
+    other = replace(asked, out=tmp_path / "other")
     with pytest.raises(Off):
         bake_quietstar(other, break_off)
-    resumed = Asked(asked.model, tmp_path / "other", samples=5, config=asked.config, resume=True)
+    resumed = replace(other, resume=True)
     parts = [AutoModelForCausalLM.from_pretrained(f) for f in (whole, bake_quietstar(resumed, lambda line: None))]
     for p, q in zip(*(part.parameters() for part in parts), strict=True):
         assert torch.equal(p, q)
@@ -104,7 +114,7 @@ def test_skipped_rows_are_named(given, tmp_path):
         file.write("{}\n")
     told = []
     asked = given(config=CONFIG + f"reasoning_file: {tmp_path / 'rows.jsonl'}\n")
-    bake_quietstar(Asked(asked.model, asked.out, dataset="", config=asked.config), told.append)
+    bake_quietstar(replace(asked, dataset="", ab_samples=0), told.append)
     assert "1 skipped" in told[0] and "rows.jsonl, line 201: field 'prompt' is missing" in told[1]
 
 
@@ -140,4 +150,72 @@ def test_a_broken_file_and_an_unknown_dataset_are_refused(given, tmp_path):
         bake_quietstar(Asked(tmp_path / "bad.gguf", asked.out, config=asked.config, dataset=""), lambda line: None)
     with pytest.raises(DataError, match="there is no dataset 'gsm9k'"):
         bake_quietstar(Asked(asked.model, asked.out, dataset="gsm9k", config=asked.config), lambda line: None)
+    assert not asked.out.exists()
+
+
+def test_an_ab_test_that_is_broken_off_goes_on_and_asks_nothing_twice(given, monkeypatch):
+    asked, thought, at_once = replace(given(), dataset=""), [], set()
+    think, answer = TextThinker.think, TextThinker.answer
+
+    class Off(Exception):
+        pass
+
+    def listening(self, prompts, **options):
+        thought.append(tuple(prompts))
+        if len(thought) == 3:
+            raise Off
+        return think(self, prompts, **options)
+
+    def answering(self, prompts, thoughts):
+        if thoughts[0] is None:
+            at_once.add((self.at_once, WORDS.begin in self.tokenizer.get_vocab()))
+        return answer(self, prompts, thoughts)
+
+    monkeypatch.setattr(TextThinker, "think", listening)
+    monkeypatch.setattr(TextThinker, "answer", answering)
+    with pytest.raises(Off):
+        bake_quietstar(asked, lambda line: None)
+    weights = (asked.out / "model" / "model.safetensors").read_bytes()
+    assert "A/B test" not in json.loads((asked.out / "report.json").read_text()), "the bake is done, the test is not"
+    with pytest.raises(ParameterError, match="begun with another ab_rounds"):
+        bake_quietstar(replace(asked, ab_rounds=4, resume=True), lambda line: None)
+    told = []
+    bake_quietstar(replace(asked, resume=True), told.append)
+    assert len(thought) == 4 and thought[2] == thought[3] and len(set(thought)) == 3, "two rounds were remembered"
+    assert at_once == {(True, True), (False, False)}, "only the baked model is asked for its answer at once"
+    section = json.loads((asked.out / "report.json").read_text())["A/B test"]
+    assert section["on"] == "gate rows" and section["against itself at once"]["n_problems"] == 12
+    assert (asked.out / "model" / "model.safetensors").read_bytes() == weights and "thinking tokens" not in told[0]
+    whole = replace(asked, out=asked.out.with_name("whole"))
+    bake_quietstar(whole, lambda line: None)
+    assert json.loads((whole.out / "report.json").read_text())["A/B test"] == section
+    bake_quietstar(replace(asked, resume=True), told.append)
+    assert "is finished" in told[-1]
+
+
+def test_problems_that_do_not_fit_the_context_are_left_out_and_counted(given, monkeypatch):
+    asked, told, fits = replace(given("gpt2"), dataset=""), [], quietstar._fits
+    model, tokenizer = quietstar.load_any(asked.model, "cpu")
+    p, (row,) = settings(asked.config), procedural_rows(1, WORDS, seed=0)
+    most = 256 - len(tokenizer(without_thought(row.prompt))["input_ids"]) - quietstar.ANSWER_TOKENS
+    for longest, verdict in ((most, True), (most + 1, False)):
+        assert fits(row, p.model_copy(update={"max_new_tokens": longest}), model, tokenizer) is verdict
+    monkeypatch.setattr(quietstar, "_fits", lambda row, *given: row.strategy == "mece" and fits(row, *given))
+    bake_quietstar(asked, told.append)
+    section = json.loads((asked.out / "report.json").read_text())["A/B test"]
+    assert section["left out"] == 18 and section["samples"] == section["against itself at once"]["n_problems"] == 2
+    monkeypatch.setattr(quietstar, "_fits", lambda *given: False)
+    bake_quietstar(replace(asked, out=asked.out.with_name("none")), told.append)
+    section = json.loads((asked.out.with_name("none") / "report.json").read_text())["A/B test"]
+    assert section["left out"] == 20 and "lower max_new_tokens" in section["not run"]
+    assert "A/B test not run: 0 of 20 problems fit" in told[-1]
+
+
+@pytest.mark.parametrize("given_ab", [{"ab_rounds": 0}, {"ab_samples": 1}, {"ab_thoughts": 1}, {"ab_improvement": 1.0}])
+def test_an_ab_test_that_tests_nothing_is_refused_before_any_work(given, given_ab):
+    asked = replace(given(), **given_ab)
+    with pytest.raises(ParameterError, match="--ab-samples, --ab-rounds, --ab-thoughts, --ab-improvement: "):
+        bake_quietstar(asked, lambda line: None)
+    with pytest.raises(ValueError, match="row 0 has no answer"):
+        bake_quietstar(replace(given(), dataset="wikitext"), lambda line: None)
     assert not asked.out.exists()
