@@ -78,10 +78,15 @@ class TextThinker:
 
     def answer(self, prompts: Sequence[str], thoughts: Sequence[Ids | None]) -> list[str]:
         """The first line that is written after prompt and thought, greedily, in at most max_answer_tokens."""
-        contexts = self._contexts(prompts, thoughts)
+        contexts = [tuple(ids) for ids in self._contexts(prompts, thoughts)]
         self._must_fit(contexts, self.max_answer_tokens)
-        written = self._generate(contexts, self.max_answer_tokens, self.tokenizer.eos_token_id, self._vocabulary())
-        return [first_line(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+        different = list(dict.fromkeys(contexts))  # sampled thoughts are often the same, and greedy answers with them
+        written = self._generate(
+            [list(ids) for ids in different], self.max_answer_tokens, self.tokenizer.eos_token_id, self._vocabulary()
+        )
+        texts = [first_line(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+        told = dict(zip(different, texts, strict=True))
+        return [told[ids] for ids in contexts]
 
     @torch.no_grad()
     def log_probs(
