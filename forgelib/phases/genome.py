@@ -93,6 +93,16 @@ def linear_genome(n_models: int, n_layers: int, dials: int = 0) -> Genome:
     return replace(default_genome("000", n_models, n_layers), pattern="A" * max(1, n_layers), dials=dials)
 
 
+def task_arithmetic(weights: tuple[float, ...], n_layers: int, dials: int) -> Genome:
+    """The trunk and the weighted sum of all task vectors, nothing dropped (DARE with drop rate 0, every layer of it).
+
+    With equal weights that is the parents' plain mean, and with one weight of 1 a parent itself; but here a mutation of
+    `scale` or of one parent's emphasis leads on beyond them.
+    """
+    plain = default_genome("000", len(weights), n_layers)
+    return replace(plain, weights=weights, pattern="B" * max(1, n_layers), drop_rate=0.0, dials=dials)
+
+
 def random_genome(dice: random.Random, n_models: int, n_layers: int, bits: str | None = None) -> Genome:
     """Fresh blood: every gene drawn evenly from its range."""
     drawn = {name: _rounded(dice.uniform(low, high)) for name, (low, high, _) in RANGES.items()}

@@ -7,7 +7,7 @@ from forgelib.data.prepare import DataBundle, DataConfig, prepare
 from forgelib.workbook import phase2
 from forgelib.workbook.params import EvoEvolve
 
-ROWS = 4
+ROWS, RACE_ROWS = 4, 2
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +28,18 @@ def prompts(examples: list[Example]) -> set[str]:
     return {example.prompt for example in examples}
 
 
-def test_three_splits_share_no_prompt_with_each_other_or_with_training(bundle):
-    p = EvoEvolve(data="procedural", search_rows=ROWS, champion_rows=12)
+def test_the_splits_share_no_prompt_with_each_other_or_with_training(bundle):
+    p = EvoEvolve(data="procedural", search_rows=ROWS, race_rows=RACE_ROWS, champion_rows=12)
     searched = phase2.search_examples(bundle, ROWS, p.seed)
-    chosen_by = phase2.selection_examples(bundle, ROWS, p.seed)
+    raced = phase2.race_examples(bundle, ROWS, RACE_ROWS, p.seed)
+    chosen_by = phase2.selection_examples(bundle, ROWS + RACE_ROWS, p.seed)
     unseen = phase2.champion_examples(p, bundle)
     assert {e.dataset for e in searched} == {e.dataset for e in unseen} == set(bundle.config.datasets)
-    assert len(searched) == 4 * ROWS and 0 < len(chosen_by) <= 4 * (10 - ROWS) and len(unseen) > 30
-    assert not prompts(searched) & prompts(chosen_by)
-    assert not prompts(unseen) & (prompts(searched) | prompts(chosen_by))
+    assert len(searched) == 4 * ROWS and 0 < len(chosen_by) <= 4 * (10 - ROWS - RACE_ROWS) and len(unseen) > 30
+    assert {e.dataset for e in raced} == set(bundle.config.datasets) and len(raced) <= 4 * RACE_ROWS
+    assert not prompts(searched) & prompts(chosen_by) and not prompts(raced) & prompts(searched)
+    assert not prompts(raced) & prompts(chosen_by)
+    assert not prompts(unseen) & (prompts(searched) | prompts(raced) | prompts(chosen_by))
     texts = bundle.tokenizer.batch_decode(
         [row for stage in bundle.pools.values() for pool in stage.values() for row in pool]
     )
@@ -62,7 +65,7 @@ def test_a_planted_leak_is_left_out(bundle, monkeypatch):
 
 
 def test_a_search_that_takes_every_held_out_row_is_refused(bundle):
-    with pytest.raises(DataError, match="search_rows = 10 takes every held-out row"):
+    with pytest.raises(DataError, match="search_rows and race_rows, 10 together, take every held-out row"):
         phase2.selection_examples(bundle, 10, 0)
 
 
@@ -74,4 +77,4 @@ def test_a_moved_threshold_or_worker_is_no_other_search(tmp_path, monkeypatch):
         return phase2.open_search(EvoEvolve(**knobs), parents).key
 
     assert key() == key(fitness_threshold=1.1) == key(workers=3) == key(champion_rows=9) == key(controls="untrained")
-    assert len({key(), key(search_rows=5), key(generations=7), key(seed=1)}) == 4
+    assert len({key(), key(search_rows=5), key(race_rows=3), key(winners=3), key(generations=7), key(seed=1)}) == 6
