@@ -33,6 +33,8 @@ from forgelib.phases.surrogate import Surrogate
 
 #: How many standard deviations of the surrogate's doubt count in a mutation's favour.
 DOUBT = 1.0
+#: How far a first step leans towards a parent, and by how much it goes past the mean (DECISIONS says what was tried).
+LEAN, BEYOND = 0.4, 1.25
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,19 @@ def ranking(seen: dict[str, dict]) -> Callable[[Member], tuple]:
 
 
 def references(n_models: int, n_layers: int) -> list[Member]:
-    """What a child must beat: each parent, and the parents' plain mean with the dials of each, as sums on the trunk."""
+    """What a child must beat: each parent, and the parents' plain mean with the dials of each, as sums on the trunk;
+    and between these a first step beyond them: sums that lean towards one parent and go past the mean."""
     mean = default_genome("000", n_models, n_layers).weights
     alone = [tuple(float(i == parent) for i in range(n_models)) for parent in range(n_models)]
     parents = [Member(task_arithmetic(alone[i], n_layers, i), "parent") for i in range(n_models)]
-    return parents + [Member(task_arithmetic(mean, n_layers, i), "mean") for i in range(n_models)]
+    means = [Member(task_arithmetic(mean, n_layers, i), "mean") for i in range(n_models)]
+    steps = [task_arithmetic(leaning(i, n_models), n_layers, i) for i in range(n_models)]
+    return parents + means + [Member(replace(step, scale=BEYOND), "leaning") for step in steps]
+
+
+def leaning(parent: int, n_models: int) -> tuple[float, ...]:
+    """Weights of which LEAN more goes to one parent, and the rest evenly to all."""
+    return tuple(round((1 - LEAN) / n_models + LEAN * (i == parent), 4) for i in range(n_models))
 
 
 def first_population(config: EvolutionConfig) -> list[Member]:
@@ -243,14 +253,13 @@ def record_of(
     }
 
 
-def finalists(ledger: Ledger, n_models: int, n_layers: int, n: int = 5) -> list[Genome]:
-    """Who may become the champion: the `n` fittest children of a search, `n` more that a surrogate fitted to all of
-    them thinks most of, the plain means of the three and five fittest, and the references.
+def finalists(ledger: Ledger, n_models: int, n_layers: int, n: int = 5, guessed: int = 3) -> list[Genome]:
+    """Who may become the champion: the `n` fittest children of a search, `guessed` more that a surrogate fitted to all
+    of them thinks most of, the plain means of the three and five fittest, and the best parent and the best mean.
 
-    Hundreds of children measured on one split leave a winner that was also lucky there. So the champion is chosen among
-    these on rows that the search did not see, and scored on rows that neither saw. The surrogate's opinion of a child
-    rests on its neighbours too, and so less on luck; with the references among them the champion is no worse than the
-    best parent on the rows it is chosen by.
+    Hundreds of children measured on one split leave a winner that was also lucky there. So the champion is chosen
+    among these with the help of rows that the search did not see, and scored on rows that neither saw. The surrogate's
+    opinion of a child rests on its neighbours too, and so less on luck.
     """
     sound = {Genome.from_dict(r["genome"]): r for r in own_results(ledger) if not r["replaced"]}
     ranked = sorted(sound, key=lambda genome: (-sound[genome]["fitness"], genome.key))
@@ -258,6 +267,9 @@ def finalists(ledger: Ledger, n_models: int, n_layers: int, n: int = 5) -> list[
     means = [replace(linear_genome(size, n_layers), of=tuple(best[:size])) for size in (3, 5) if len(best) >= size]
     if rest:
         guesses, _ = surrogate_of(sound.values(), n_models).guess(rest)
-        best = best + [rest[i] for i in np.argsort(-guesses, kind="stable")[:n]]
-    asked = [*best, *means, *(member.genome for member in references(n_models, n_layers))]
-    return list({genome.key: genome for genome in asked}.values())
+        best = best + [rest[i] for i in np.argsort(-guesses, kind="stable")[:guessed]]
+    place = {genome.key: i for i, genome in enumerate(ranked)}
+    known = [m for m in references(n_models, n_layers) if m.genome.key in place]
+    for how in ("parent", "mean"):
+        best += sorted((m.genome for m in known if m.how == how), key=lambda genome: place[genome.key])[:1]
+    return list({genome.key: genome for genome in [*best, *means]}.values())

@@ -16,8 +16,8 @@ from forgelib.phases.evomerge import EvolutionConfig, Member, SearchStopped, evo
 from forgelib.phases.genome import Genome, default_genome, linear_genome, random_genome
 from forgelib.phases.ledger import Ledger
 
-#: The parents and their plain means, which compete from the start.
-N_REFERENCES = 6
+#: The parents, their plain means and the steps beyond, which compete from the start.
+N_REFERENCES = 9
 CONFIG = EvolutionConfig(n_models=3, n_layers=4, seed=7, generations=12, patience=12)
 
 

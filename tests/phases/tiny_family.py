@@ -40,7 +40,8 @@ def texts(n: int = 12, seed: int = 0, tokens_per_batch: int = 64) -> Texts:
     lengths = torch.randint(4, 16, (n,), generator=dice).tolist()
     drawn = [torch.randint(3, VOCABULARY, (length,), generator=dice).tolist() for length in lengths]
     encoded = [(ids[:-1], ids[-1:]) if i % 2 else (ids, []) for i, ids in enumerate(drawn)]
-    return batch_texts(encoded, ["math" if i % 3 else "code" for i in range(n)], pad_token_id=0, tokens_per_batch=tokens_per_batch)
+    categories = ["math" if i % 3 else "code" for i in range(n)]
+    return batch_texts(encoded, categories, pad_token_id=0, tokens_per_batch=tokens_per_batch)
 
 
 def save_family(folder: Path, build=llama, n_texts: int = 12) -> Plan:

@@ -27,7 +27,8 @@ from forgelib.phases.ledger import Ledger
 from forgelib.phases.population import LocalPopulation
 
 def search(folder):
-    config = EvolutionConfig(n_models=3, n_layers=N_LAYERS, seed=3, generations=int(sys.argv[2]), patience=99, winners=2)
+    given = dict(generations=int(sys.argv[2]), patience=99, winners=2)
+    config = EvolutionConfig(n_models=3, n_layers=N_LAYERS, seed=3, **given)
     with LocalPopulation(plan_of(Path(sys.argv[1]), n_texts=6), 1) as population:
         def measure(genomes, race=False):
             time.sleep(0.2)
