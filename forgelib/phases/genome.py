@@ -60,6 +60,8 @@ class Genome:
         letters = set(self.pattern) if self.bits[2] == "0" else {"C"}
         heard = (letters != {"B"}, letters != {"A"}, True)
         named = {"bits", "dials"}.union(*(EXPRESSED[i][int(self.bits[i])] for i in range(3) if heard[i]))
+        if self.drop_rate == 0:  # nothing is dropped, whatever the masks
+            named -= {"mask_seed"}
         return {name: getattr(self, name) for name in sorted(named)} | {"of": [one.expressed for one in self.of]}
 
     @property

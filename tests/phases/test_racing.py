@@ -7,7 +7,7 @@ import pytest
 from fake_measure import Measure, slope, without_seconds
 
 from forgelib.phases.cmaes import evolve_cmaes
-from forgelib.phases.evomerge import EvolutionConfig, evolve, finalists, references
+from forgelib.phases.evomerge import EvolutionConfig, Member, evolve, finalists, ranking, references
 from forgelib.phases.genome import Genome, default_genome, linear_genome, task_arithmetic
 from forgelib.phases.ledger import Ledger
 from forgelib.phases.racing import RACE, is_estimate, own_results, raced, widest_results
@@ -43,6 +43,16 @@ def test_a_loser_counts_by_its_distance_from_the_leader_and_never_more():
     better = {**known[leader.key], "in_race": 0.0}  # in the race the leader was the worst of all
     lost = raced(scaled(0.7, 1.0), unlucky, ledger, 1, {leader.key: better})
     assert max(result["fitness"] for result in lost.values()) == slope(leader)
+
+
+def test_members_whose_fitness_is_an_estimate_stand_after_all_others():
+    a, b, c = (Member(genome, "mutation") for genome in scaled(0.5, 1.0, 1.5))
+    seen = {
+        a.genome.key: {"fitness": 1.0},
+        b.genome.key: {"fitness": 1.2, "lost": True},
+        c.genome.key: {"fitness": 1.1},
+    }
+    assert sorted([a, b, c], key=ranking(seen)) == [c, a, b]
 
 
 @STRATEGIES

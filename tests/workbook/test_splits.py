@@ -1,9 +1,13 @@
 """What the search saw, what chose the champion and what scored it: three splits that share no prompt."""
 
+from dataclasses import replace
+
 import pytest
 
 from forgelib.data import DataError, Example
 from forgelib.data.prepare import DataBundle, DataConfig, prepare
+from forgelib.phases.evomerge import references
+from forgelib.phases.ledger import Ledger
 from forgelib.workbook import phase2
 from forgelib.workbook.params import EvoEvolve
 
@@ -67,6 +71,27 @@ def test_a_planted_leak_is_left_out(bundle, monkeypatch):
 def test_a_search_that_takes_every_held_out_row_is_refused(bundle):
     with pytest.raises(DataError, match="search_rows and race_rows, 10 together, take every held-out row"):
         phase2.selection_examples(bundle, 10, 0)
+
+
+def test_both_splits_choose_the_champion_and_parents_stand_beside_it():
+    ledger, (parent, *others) = Ledger(), [member.genome for member in references(3, 2)]
+    children = [replace(others[-1], scale=scale) for scale in (1.1, 1.3)]
+    fitness = {parent.key: (1.04, 1.08), children[0].key: (1.09, 1.0), children[1].key: (1.07, 1.06)}
+    for genome in (parent, *children, *others):
+        searched = fitness.get(genome.key, (1.0, 1.0))[0]
+        ledger.write(genome.key, {"genome": genome.to_dict(), "fitness": searched, "replaced": ""})
+
+    def measure(genomes):
+        return [{"fitness": fitness.get(genome.key, (1.0, 1.0))[1]} for genome in genomes]
+
+    champion, rows = phase2.choose(ledger, measure, 3, 2)
+    assert champion == children[1], "neither the best of the search nor that of the selection split"
+    rows = {row["child"]: row for row in rows}
+    assert rows[parent.key[:6]]["recipe"] == "parent 0" and rows[parent.key[:6]]["mean of both"] == 1.06
+    assert rows[champion.key[:6]]["mean of both"] == 1.065
+    (three,) = [row for row in rows.values() if row["recipe"] == "mean of the 3 fittest"]
+    assert three["fitness in the search"] is None
+    assert three["mean of both"] == pytest.approx(((1.09 + 1.07 + 1.04) / 3 + 1.0) / 2, abs=1e-4)
 
 
 def test_a_moved_threshold_or_worker_is_no_other_search(tmp_path, monkeypatch):
