@@ -21,8 +21,8 @@ FLOORS = {
     "server": 4,
 }
 #: Phase 2 is several ideas that rest on each other: genome and ledger, the workshop on them, who measures a population,
-#: the two searches, the controls.
-EVOMERGE = {"workshop", "population", "ray_population", "surrogate", "evomerge", "cmaes", "controls"}
+#: the race, the two searches, the controls.
+EVOMERGE = {"workshop", "population", "ray_population", "racing", "surrogate", "evomerge", "cmaes", "controls"}
 #: Inside a room only these files (and `__init__`) import their siblings. In core, `loop` joins what continues a run
 #: (random numbers, state) and `run` what a run is (artifacts, registry, tracking, loop). In thoughts, `sampling` and
 #: `reading` join the two ways of going through a text, and `quietstar` joins these two with the mixing head. In quant

@@ -17,9 +17,10 @@ import numpy as np
 from forgelib.core.loop import Control
 from forgelib.core.rng import stream
 from forgelib.merge import RECIPES
-from forgelib.phases.evomerge import EvolutionConfig, Measure, Member, SearchStopped, measured, record_of, why_ended
+from forgelib.phases.evomerge import EvolutionConfig, Member, SearchStopped, ranking, record_of, why_ended
 from forgelib.phases.genome import LARGEST_EMPHASIS, LETTERS, RANGES, Genome, default_genome, diversity
 from forgelib.phases.ledger import Ledger
+from forgelib.phases.racing import Measure, raced
 
 #: First standard deviation in the unit cube, and the least one of a coordinate that is rounded, so that it still flips.
 SIGMA, LEAST_ROUNDED_SIGMA = 0.25, 0.1
@@ -91,9 +92,9 @@ def evolve_cmaes(
             control.request("resume")
             raise SearchStopped(generation, config.generations)
         population = _affordable([Member(cube.genome(point), how) for point in points], seen, allowed)
-        seen |= measured([m.genome for m in population], measure, ledger)
+        seen |= raced([m.genome for m in population], measure, ledger, config.winners, seen)
         members = {m.genome.key: m for m in [*([champion] if champion else []), *population]}
-        ranked = sorted(members.values(), key=lambda m: (-seen[m.genome.key]["fitness"], m.genome.key))
+        ranked = sorted(members.values(), key=ranking(seen))
         champion = ranked[0]
         leader = seen[champion.genome.key]["fitness"]
         best, stale = (leader, 0) if leader >= best + config.least_gain else (best, stale + 1)

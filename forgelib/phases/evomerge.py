@@ -9,8 +9,7 @@ anything twice and ends with the same champion.
 """
 
 import random
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,20 +17,30 @@ import numpy as np
 from forgelib.core.loop import Control
 from forgelib.core.rng import stream
 from forgelib.merge import RECIPES
-from forgelib.phases.genome import Genome, chaos, default_genome, diversity, linear_genome, mutated, random_genome
+from forgelib.phases.genome import (
+    Genome,
+    chaos,
+    default_genome,
+    diversity,
+    linear_genome,
+    mutated,
+    random_genome,
+    task_arithmetic,
+)
 from forgelib.phases.ledger import Ledger
+from forgelib.phases.racing import Measure, is_estimate, own_results, raced
 from forgelib.phases.surrogate import Surrogate
-
-#: genomes -> for each {"fitness": float, "replaced": why it counts as Linear or "", "terms": {...}}, in their order
-Measure = Callable[[Sequence[Genome]], list[dict]]
 
 #: How many standard deviations of the surrogate's doubt count in a mutation's favour.
 DOUBT = 1.0
+#: How far a first step leans towards a parent, and by how much it goes past the mean (DECISIONS says what was tried).
+LEAN, BEYOND = 0.4, 1.25
 
 
 @dataclass(frozen=True)
 class EvolutionConfig:
     """How a population evolves; defaults as given in METHOD, but for `drawn`: of so many mutations one is measured.
+    `winners`: so many of a generation's new children are measured on all rows (`racing.py`); 0 means all of them.
     `budget_seconds` counts time spent measuring."""
 
     n_models: int
@@ -43,6 +52,7 @@ class EvolutionConfig:
     tournament: int = 3
     losers: int = 6
     drawn: int = 16
+    winners: int = 0
     least_diversity: float = 0.3
     patience: int = 5
     least_gain: float = 0.001
@@ -66,7 +76,8 @@ class SearchStopped(RuntimeError):
 
 
 def evolve(config: EvolutionConfig, measure: Measure, ledger: Ledger, control: Control | None = None) -> Iterator[dict]:
-    """Records of the generations, the first of which holds all eight recipes as METHOD gives them.
+    """Records of the generations, the first of which holds all eight recipes as METHOD gives them. Beside them stand
+    the parents themselves and their plain means: what is no better than these leaves no children.
 
     A record has step (the generation), best, mean and worst (fitness on the search split), diversity and
     diversity_before (the rescue), recipes (bits of the population), evaluations so far, fresh and chaos (how many
@@ -75,22 +86,49 @@ def evolve(config: EvolutionConfig, measure: Measure, ledger: Ledger, control: C
     """
     population = first_population(config)
     before = diversity([m.genome for m in population])
-    best, stale, seen = float("-inf"), 0, {}
+    best, stale, seen, guests = float("-inf"), 0, {}, references(config.n_models, config.n_layers)
     for generation in range(config.generations):
         if control is not None and control.wait() == "stop":
             control.request("resume")
             raise SearchStopped(generation, config.generations)
-        found = measured([m.genome for m in population], measure, ledger)
-        seen |= found
-        ranked = sorted(population, key=lambda m: (-found[m.genome.key]["fitness"], m.genome.key))
-        leader = found[ranked[0].genome.key]["fitness"]
+        present = {m.genome.key: m for m in [*guests, *population]}.values()
+        seen |= raced([m.genome for m in present], measure, ledger, config.winners, seen)
+        ranked = sorted(present, key=ranking(seen))
+        leader = seen[ranked[0].genome.key]["fitness"]
         best, stale = (leader, 0) if leader >= best + config.least_gain else (best, stale + 1)
-        record = record_of(config, generation, population, ranked, seen, before)
+        record = record_of(config, generation, population, ranked, seen, before, guests)
         record["ended"] = why_ended(config, generation, stale, record["spent_seconds"])
         yield record
         if record["ended"]:
             return
         population, before = next_population(ranked, config, generation + 1, seen)
+        guests = []
+
+
+def ranking(seen: dict[str, dict]) -> Callable[[Member], tuple]:
+    """A sorting key: the fittest member first, those whose fitness is an estimate after all others."""
+
+    def key(member: Member) -> tuple:
+        result = seen[member.genome.key]
+        return is_estimate(result), -result["fitness"], member.genome.key
+
+    return key
+
+
+def references(n_models: int, n_layers: int) -> list[Member]:
+    """What a child must beat: each parent, and the parents' plain mean with the dials of each, as sums on the trunk;
+    and between these a first step beyond them: sums that lean towards one parent and go past the mean."""
+    mean = default_genome("000", n_models, n_layers).weights
+    alone = [tuple(float(i == parent) for i in range(n_models)) for parent in range(n_models)]
+    parents = [Member(task_arithmetic(alone[i], n_layers, i), "parent") for i in range(n_models)]
+    means = [Member(task_arithmetic(mean, n_layers, i), "mean") for i in range(n_models)]
+    steps = [task_arithmetic(leaning(i, n_models), n_layers, i) for i in range(n_models)]
+    return parents + means + [Member(replace(step, scale=BEYOND), "leaning") for step in steps]
+
+
+def leaning(parent: int, n_models: int) -> tuple[float, ...]:
+    """Weights of which LEAN more goes to one parent, and the rest evenly to all."""
+    return tuple(round((1 - LEAN) / n_models + LEAN * (i == parent), 4) for i in range(n_models))
 
 
 def first_population(config: EvolutionConfig) -> list[Member]:
@@ -101,18 +139,6 @@ def first_population(config: EvolutionConfig) -> list[Member]:
     while len(members) < config.population:
         members.append(Member(random_genome(dice, config.n_models, config.n_layers), "fresh"))
     return members
-
-
-def measured(genomes: Sequence[Genome], measure: Measure, ledger: Ledger) -> dict[str, dict]:
-    """key -> result of each genome, from the ledger where it stands there, measured together otherwise."""
-    missing = list({g.key: g for g in genomes if g.key not in ledger}.values())
-    if missing:
-        started = time.perf_counter()
-        results = measure(missing)
-        seconds = (time.perf_counter() - started) / len(missing)
-        for genome, result in zip(missing, results, strict=True):
-            ledger.write(genome.key, {"genome": genome.to_dict(), "seconds": seconds, **result})
-    return {g.key: ledger[g.key] for g in genomes}
 
 
 def next_population(
@@ -130,7 +156,7 @@ def next_population(
     for group in (losers[0::2], losers[1::2]):
         child = chaos(group, dice, config.n_layers)
         members.append(Member(child, "chaos", tuple(g.key for g in group)))
-    surrogate = _surrogate(seen, config)
+    surrogate = surrogate_of(seen.values(), config.n_models) if config.drawn > 1 else None
     while len(members) < config.population:
         drawn = [_mutation(ranked, dice, config, seen) for _ in range(config.drawn)]
         known = {*seen, *(member.genome.key for member in members)}
@@ -158,13 +184,14 @@ def _improved_on(member: Member, seen: dict[str, dict]) -> Genome | None:
     return before if fitter and before.of == member.genome.of else None
 
 
-def _surrogate(seen: dict[str, dict], config: EvolutionConfig) -> Surrogate | None:
-    """None where nothing is to be chosen or too little is known."""
-    sound = [result for result in seen.values() if not result["replaced"]]
-    if config.drawn < 2 or len(sound) < 2:
+def surrogate_of(results: Iterable[dict], n_models: int) -> Surrogate | None:
+    """Fitted to what was measured; None where too little is known."""
+    sound = [result for result in results if not result["replaced"]]
+    if len(sound) < 2:
         return None
     genomes = [Genome.from_dict(result["genome"]) for result in sound]
-    return Surrogate(genomes, [result["fitness"] for result in sound], config.n_models)
+    fitness, rough = [result["fitness"] for result in sound], [is_estimate(result) for result in sound]
+    return Surrogate(genomes, fitness, n_models, rough)
 
 
 def _most_promising(members: Sequence[Member], surrogate: Surrogate) -> Member:
@@ -191,7 +218,13 @@ def why_ended(config: EvolutionConfig, generation: int, stale: int, spent: float
 
 
 def record_of(
-    config: EvolutionConfig, generation: int, population: list, ranked: list, seen: dict, before: float
+    config: EvolutionConfig,
+    generation: int,
+    population: list,
+    ranked: list,
+    seen: dict,
+    before: float,
+    guests: Sequence[Member] = (),
 ) -> dict:
     """The record of a generation; `seen` holds the results of this search so far, and not what else the ledger has."""
     fitness, champion = [seen[m.genome.key]["fitness"] for m in ranked], ranked[0].genome
@@ -202,7 +235,7 @@ def record_of(
         "step": generation,
         "best": fitness[0],
         "mean": sum(fitness) / len(fitness),
-        "worst": fitness[-1],
+        "worst": min(fitness),
         "diversity_before": before,
         "diversity": diversity([m.genome for m in population]),
         "recipes": [m.genome.bits for m in population],
@@ -214,20 +247,29 @@ def record_of(
         "champion": champion.to_dict(),
         "family": [
             {"key": m.genome.key, "how": m.how, "bits": m.genome.bits, "parents": list(m.parents)}
-            for m in population
+            for m in (*guests, *population)
             if m.how != "elite"
         ],
     }
 
 
-def finalists(ledger: Ledger, n_layers: int, n: int = 10) -> list[Genome]:
-    """The `n` fittest children of a search, and the plain means of its three and five fittest.
+def finalists(ledger: Ledger, n_models: int, n_layers: int, n: int = 5, guessed: int = 3) -> list[Genome]:
+    """Who may become the champion: the `n` fittest children of a search, `guessed` more that a surrogate fitted to all
+    of them thinks most of, the plain means of the three and five fittest, and the best parent and the best mean.
 
-    Hundreds of children measured on one split leave a winner that was also lucky there. So the champion is chosen among
-    these on rows that the search did not see, and scored on rows that neither saw.
+    Hundreds of children measured on one split leave a winner that was also lucky there. So the champion is chosen
+    among these with the help of rows that the search did not see, and scored on rows that neither saw. The surrogate's
+    opinion of a child rests on its neighbours too, and so less on luck.
     """
-    sound = [ledger[key] for key in ledger if not ledger[key]["replaced"]]
-    ranked = sorted(sound, key=lambda result: (-result["fitness"], Genome.from_dict(result["genome"]).key))
-    best = [Genome.from_dict(result["genome"]) for result in ranked[:n]]
+    sound = {Genome.from_dict(r["genome"]): r for r in own_results(ledger) if not r["replaced"]}
+    ranked = sorted(sound, key=lambda genome: (-sound[genome]["fitness"], genome.key))
+    best, rest = ranked[:n], ranked[n:]
     means = [replace(linear_genome(size, n_layers), of=tuple(best[:size])) for size in (3, 5) if len(best) >= size]
-    return best + means
+    if rest:
+        guesses, _ = surrogate_of(sound.values(), n_models).guess(rest)
+        best = best + [rest[i] for i in np.argsort(-guesses, kind="stable")[:guessed]]
+    place = {genome.key: i for i, genome in enumerate(ranked)}
+    known = [m for m in references(n_models, n_layers) if m.genome.key in place]
+    for how in ("parent", "mean"):
+        best += sorted((m.genome for m in known if m.how == how), key=lambda genome: place[genome.key])[:1]
+    return list({genome.key: genome for genome in [*best, *means]}.values())

@@ -60,6 +60,8 @@ class Genome:
         letters = set(self.pattern) if self.bits[2] == "0" else {"C"}
         heard = (letters != {"B"}, letters != {"A"}, True)
         named = {"bits", "dials"}.union(*(EXPRESSED[i][int(self.bits[i])] for i in range(3) if heard[i]))
+        if self.drop_rate == 0:  # nothing is dropped, whatever the masks
+            named -= {"mask_seed"}
         return {name: getattr(self, name) for name in sorted(named)} | {"of": [one.expressed for one in self.of]}
 
     @property
@@ -91,6 +93,16 @@ def default_genome(bits: str, n_models: int, n_layers: int) -> Genome:
 def linear_genome(n_models: int, n_layers: int, dials: int = 0) -> Genome:
     """The parents' plain mean: every layer, and what lies outside the layers, is the first stage's Linear."""
     return replace(default_genome("000", n_models, n_layers), pattern="A" * max(1, n_layers), dials=dials)
+
+
+def task_arithmetic(weights: tuple[float, ...], n_layers: int, dials: int) -> Genome:
+    """The trunk and the weighted sum of all task vectors, nothing dropped (DARE with drop rate 0, every layer of it).
+
+    With equal weights that is the parents' plain mean, and with one weight of 1 a parent itself; but here a mutation of
+    `scale` or of one parent's emphasis leads on beyond them.
+    """
+    plain = default_genome("000", len(weights), n_layers)
+    return replace(plain, weights=weights, pattern="B" * max(1, n_layers), drop_rate=0.0, dials=dials)
 
 
 def random_genome(dice: random.Random, n_models: int, n_layers: int, bits: str | None = None) -> Genome:

@@ -50,26 +50,26 @@ class LocalPopulation:
             process.join()
         self._processes, self._lines = [], []
 
-    def __call__(self, genomes: Sequence[Genome]) -> list[dict]:
+    def __call__(self, genomes: Sequence[Genome], race: bool = False) -> list[dict]:
         """A result for each genome, in their order; see `Workshop.measure`. Raises WorkerDied, and what a worker
         raised."""
         if self._own is not None:
-            return [self._own.measure(genome) for genome in genomes]
+            return [self._own.measure(genome, race) for genome in genomes]
         if not self._lines:
             raise RuntimeError("there are no workers: call a LocalPopulation inside its `with` block")
         try:
-            return self._shared_out(genomes)
+            return self._shared_out(genomes, race)
         except BaseException:  # answers that nobody waits for must not be taken for those to the next call
             self.__exit__()
             raise
 
-    def _shared_out(self, genomes: Sequence[Genome]) -> list[dict]:
+    def _shared_out(self, genomes: Sequence[Genome], race: bool) -> list[dict]:
         results: list = [None] * len(genomes)
         waiting, idle, busy = list(enumerate(genomes)), list(self._lines), {}
         while waiting or busy:
             while waiting and idle:
                 line, (place, genome) = idle.pop(), waiting.pop(0)
-                _ask(line, genome)
+                _ask(line, genome, race)
                 busy[line] = place
             for line in wait(list(busy)):
                 results[busy.pop(line)] = _answer(line)
@@ -77,10 +77,10 @@ class LocalPopulation:
         return results
 
 
-def _ask(line: Connection, genome: Genome) -> None:
+def _ask(line: Connection, genome: Genome, race: bool) -> None:
     # Where the worker is dead its last words still wait to be read, or nothing does: `_answer` finds out.
     with contextlib.suppress(OSError):
-        line.send(genome)
+        line.send((genome, race))
 
 
 def _answer(line: Connection) -> dict:
@@ -102,11 +102,11 @@ def _serve(plan: Plan, line: Connection) -> None:
             line.send(error)
             return
         while True:
-            line.send(_outcome(workshop, line.recv()))
+            line.send(_outcome(workshop, *line.recv()))
 
 
-def _outcome(workshop: Workshop, genome: Genome) -> dict | Exception:
+def _outcome(workshop: Workshop, genome: Genome, race: bool) -> dict | Exception:
     try:
-        return workshop.measure(genome)
+        return workshop.measure(genome, race)
     except Exception as error:  # the other end raises it
         return error

@@ -56,7 +56,7 @@ class RayPopulation:
             self._ray.shutdown()
             self._connected = False
 
-    def __call__(self, genomes: Sequence[Genome]) -> list[dict]:
+    def __call__(self, genomes: Sequence[Genome], race: bool = False) -> list[dict]:
         """A result for each genome, in their order; see `Workshop.measure`. Raises WorkerDied, and what a worker
         raised."""
         if not self._actors:
@@ -66,7 +66,7 @@ class RayPopulation:
         while waiting or busy:
             while waiting and idle:
                 actor, (place, genome) = idle.pop(), waiting.pop(0)
-                busy[actor.measure.remote(genome)] = actor, place
+                busy[actor.measure.remote(genome, race)] = actor, place
             done, _ = self._ray.wait(list(busy), num_returns=1)
             actor, place = busy.pop(done[0])
             results[place] = self._answer(done[0])
@@ -130,10 +130,10 @@ class _Worker:
     def __init__(self, plan: Plan):
         self.plan, self.workshop = plan, None
 
-    def measure(self, genome: Genome) -> dict:
+    def measure(self, genome: Genome, race: bool = False) -> dict:
         if self.workshop is None:
             self.workshop = Workshop(self.plan)
-        return self.workshop.measure(genome)
+        return self.workshop.measure(genome, race)
 
 
 def _share(there: float, workers: int) -> float:

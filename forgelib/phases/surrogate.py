@@ -17,8 +17,9 @@ from forgelib.phases.genome import Genome
 #: Candidates for the length scale of the kernel; the most likely one is taken.
 LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 #: Set by judgement, not tuned: variance, of 1, that the points do not explain; how far apart children stand by their
-#: dials or by TIES; and how many median deviations below the median a child counts at the least.
-UNEXPLAINED, DIALS_APART, TIES_APART, FLOOR = 0.02, 1.0, 0.5, 3.0
+#: dials or by TIES; and how many median deviations below the median a child counts at the least. ROUGH is the
+#: unexplained variance of a fitness that was estimated from few rows.
+UNEXPLAINED, DIALS_APART, TIES_APART, FLOOR, ROUGH = 0.02, 1.0, 0.5, 3.0, 0.15
 #: top_k, and the coefficient at which TIES puts each of three orthogonal Gaussian task vectors of equal weight.
 TIES_TOP_K, TIES_COEFFICIENT = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0), (0.27, 0.40, 0.55, 0.63, 0.585, 0.50)
 
@@ -78,10 +79,16 @@ def _shares_of_y(genome: Genome) -> np.ndarray:
 
 
 class Surrogate:
-    """The process over measured genomes and their fitness [N]; `guess` gives mean and standard deviation of others."""
+    """The process over measured genomes and their fitness [N]; `guess` gives mean and standard deviation of others.
 
-    def __init__(self, genomes: Sequence[Genome], fitness: Sequence[float], n_parents: int):
+    rough: for each whether its fitness is an estimate from few rows and counts less; None means none is.
+    """
+
+    def __init__(
+        self, genomes: Sequence[Genome], fitness: Sequence[float], n_parents: int, rough: Sequence[bool] | None = None
+    ):
         self.n_parents, values = n_parents, np.asarray(fitness, float)
+        self.unexplained = np.where(np.zeros(len(values), bool) if rough is None else rough, ROUGH, UNEXPLAINED)
         middle = np.median(values)
         floor = middle - FLOOR * np.median(np.abs(values - middle))
         values = np.maximum(values, floor)
@@ -101,7 +108,7 @@ class Surrogate:
         return np.stack([position(genome, self.n_parents) for genome in genomes])
 
     def _fit(self, values: np.ndarray, length: float) -> tuple:
-        kernel = _kernel(self.points, self.points, length) + UNEXPLAINED * np.eye(len(values))
+        kernel = _kernel(self.points, self.points, length) + np.diag(self.unexplained)
         factor = np.linalg.cholesky(kernel)
         alpha = np.linalg.solve(factor.T, np.linalg.solve(factor, values))
         likelihood = -0.5 * values @ alpha - np.log(np.diag(factor)).sum()

@@ -24,16 +24,19 @@ from forgelib.phases.genome import Genome, linear_genome
 
 @dataclass(frozen=True)
 class Plan:
-    """What a workshop is made from: model folders and the search split. Small enough to send to a worker."""
+    """What a workshop is made from: model folders, the search split, and the rows of the race where one is held. Small
+    enough to send to a worker."""
 
     parents: tuple[str, ...]
     trunk: str
     texts: Texts
     device: str = "cpu"
+    race: Texts | None = None
 
 
 class Workshop:
-    """Builds and measures children of `plan.parents`; `yardstick` holds the parents' own scores on its texts."""
+    """Builds and measures children of `plan.parents`; `yardstick` holds the parents' own scores on its texts, and
+    `in_race` those on the rows of the race."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -41,9 +44,13 @@ class Workshop:
         self.trunk = read_lazily(Path(plan.trunk))
         self.model = load_for_scoring(plan.parents[0], plan.device)
         self.dials = [dials_of(folder) for folder in plan.parents]
+        self.yardstick = self._yardstick(plan.texts)
+        self.in_race = self._yardstick(plan.race) if plan.race is not None else None
+
+    def _yardstick(self, texts: Texts) -> Yardstick:
         with one_thread():
-            scores = [score_texts(load_for_scoring(folder, plan.device), plan.texts) for folder in plan.parents]
-        self.yardstick = Yardstick(scores, plan.texts.category, fitness_weights(count_parameters(self.model)))
+            scores = [score_texts(load_for_scoring(folder, self.plan.device), texts) for folder in self.plan.parents]
+        return Yardstick(scores, texts.category, fitness_weights(count_parameters(self.model)))
 
     def build(self, genome: Genome) -> dict[str, Tensor]:
         """The child's weights. Raises MergeRefused where the parents do not fit together."""
@@ -54,34 +61,40 @@ class Workshop:
         """Settings of the model that the genome's `dials` names; through a chaos child, of that loser's."""
         return self.dials_for(genome.of[genome.dials]) if genome.of else self.dials[genome.dials]
 
-    def scores(self, genome: Genome) -> Scores:
-        """What the child does on the texts. Raises Unsound where it is not fit to be measured."""
+    def scores(self, genome: Genome, race: bool = False) -> Scores:
+        """What the child does on the texts, or on those of the race. Raises Unsound where it is not fit to be
+        measured."""
         with one_thread():
-            return self.read(self.build(genome), self.dials_for(genome))
+            return self.read(self.build(genome), self.dials_for(genome), self.plan.race if race else None)
 
-    def read(self, weights: Mapping[str, Tensor], dials: Mapping[str, float]) -> Scores:
-        """What a model with these weights and dials does on the texts. Raises Unsound where it does not work."""
+    def read(self, weights: Mapping[str, Tensor], dials: Mapping[str, float], texts: Texts | None = None) -> Scores:
+        """What a model with these weights and dials does on the texts (None: the plan's). Raises Unsound where it does
+        not work."""
         if fault := _fault(weights, self.trunk):
             raise Unsound(fault)
         load_weights(self.model, weights)
         if dials:
             self.model.set_dials(dials)
         with one_thread():
-            scores = score_texts(self.model, self.plan.texts)
+            scores = score_texts(self.model, self.plan.texts if texts is None else texts)
         if not np.isfinite(scores.losses).all():
             raise Unsound("its forward pass gives numbers that are not finite")
         return scores
 
-    def measure(self, genome: Genome) -> dict:
-        """fitness, its terms, and `replaced`: why the child is none and Linear was measured in its place, or ""."""
-        replaced = ""
+    def measure(self, genome: Genome, race: bool = False) -> dict:
+        """fitness, its terms, and `replaced`: why the child is none and Linear was measured in its place, or "".
+
+        Raises ValueError for a race where the plan has no rows of one.
+        """
+        yardstick, replaced = self.in_race if race else self.yardstick, ""
+        if yardstick is None:
+            raise ValueError("a race is asked for, and the plan has no rows for it: give Plan(race=...)")
         try:
-            scores = self.scores(genome)
+            scores = self.scores(genome, race)
         except Unsound as fault:
             replaced = str(fault)
-            scores = self.scores(linear_genome(len(self.weights), 1))
-        fitness = self.yardstick.fitness(scores)
-        return {"fitness": fitness, "terms": self.yardstick.terms(scores), "replaced": replaced}
+            scores = self.scores(linear_genome(len(self.weights), 1), race)
+        return {"fitness": yardstick.fitness(scores), "terms": yardstick.terms(scores), "replaced": replaced}
 
 
 class Unsound(RuntimeError):

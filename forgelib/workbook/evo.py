@@ -64,7 +64,7 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
     n_layers = config_of[0].num_hidden_layers
     _search(asked, plan, n_layers, say)
     with _population(asked, replace(plan, texts=chosen_by)) as measure:
-        champion, _ = choose(Ledger(asked.out / LEDGER), measure, n_layers)
+        champion, _ = choose(Ledger(asked.out / LEDGER), measure, len(asked.models), n_layers)
     judge = Workshop(replace(plan, texts=unseen))
     found = standing(judge, contenders(judge, champion, parents), asked.seed)
     for row in found.rows():

@@ -108,9 +108,11 @@ class EvoEvolve(Parameters):
 
     generations: int = Field(50, ge=1, le=10_000, description="generations at most")
     population: int = Field(8, ge=8, le=256, description="members of a generation")
-    patience: int = Field(5, ge=1, le=10_000, description="generations without a gain of 0.001 before the search ends")
+    patience: int = Field(10, ge=1, le=10_000, description="generations without a gain of 0.001 before the search ends")
     budget_minutes: float = Field(120.0, gt=0, le=100_000, description="minutes of measuring before the search ends")
-    search_rows: int = Field(18, ge=2, le=10_000, description="held-out rows of each dataset that the search sees")
+    search_rows: int = Field(40, ge=2, le=10_000, description="held-out rows of each dataset that the search goes by")
+    race_rows: int = Field(6, ge=0, le=10_000, description="further ones that every child is read on first; 0: no race")
+    winners: int = Field(2, ge=1, le=256, description="children of a generation that win the race and are measured")
     champion_rows: int = Field(250, ge=5, le=100_000, description="unseen rows of each dataset that score the champion")
     workers: int = Field(0, ge=0, le=1024, description="processes that measure children; 0 takes one a core")
     backend: Literal["local", "ray"] = Field("local", description="where these processes run; ray joins a cluster")

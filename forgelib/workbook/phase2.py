@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 
 from forgelib.core.artifacts import Artifact, load_artifact
 from forgelib.core.paths import runs_dir
@@ -24,10 +25,11 @@ from forgelib.evaluate.texts import Texts, batch_texts
 from forgelib.merge import check_parents
 from forgelib.models import CognateConfig
 from forgelib.phases.cmaes import evolve_cmaes
-from forgelib.phases.evomerge import EvolutionConfig, Measure, evolve, finalists
+from forgelib.phases.evomerge import EvolutionConfig, evolve, finalists, references
 from forgelib.phases.genome import Genome
 from forgelib.phases.ledger import Ledger
 from forgelib.phases.population import LocalPopulation
+from forgelib.phases.racing import Measure
 from forgelib.phases.workshop import Plan, load_config
 from forgelib.workbook import phase1
 from forgelib.workbook.params import EvoEvolve, Parameters
@@ -35,6 +37,8 @@ from forgelib.workbook.params import EvoEvolve, Parameters
 #: Whose change makes a finished run of Phase 2 stale: these modules and what they import.
 CODE = ("forgelib.workbook.phase2", "forgelib.workbook.contest")
 LEDGER = "evaluations.jsonl"
+#: Tokens of a batch that is read: padding costs more than the fewer calls of larger batches save.
+TOKENS_PER_BATCH = 1024
 STRATEGIES = {"evolution": evolve, "cmaes": evolve_cmaes}
 
 
@@ -83,7 +87,7 @@ def texts_of(tokenizer, examples: list[Example], max_tokens: int) -> Texts:
     kept = [(example.category, ids) for example, ids in pairs if len(ids[0]) + len(ids[1]) > 1]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     ids, categories = [ids for _, ids in kept], [category for category, _ in kept]
-    return batch_texts(ids, categories, pad_token_id=pad, max_tokens=max_tokens)
+    return batch_texts(ids, categories, pad_token_id=pad, max_tokens=max_tokens, tokens_per_batch=TOKENS_PER_BATCH)
 
 
 def search_examples(bundle: DataBundle, rows_per_dataset: int, seed: int) -> list[Example]:
@@ -91,32 +95,53 @@ def search_examples(bundle: DataBundle, rows_per_dataset: int, seed: int) -> lis
     return _some_of_each([e for rows in bundle.heldout.values() for e in rows], rows_per_dataset, seed)
 
 
+def race_examples(bundle: DataBundle, rows_per_dataset: int, race_rows: int, seed: int) -> list[Example]:
+    """`race_rows` further held-out rows of each dataset, on which every child is read first."""
+    searched = {e.prompt for e in search_examples(bundle, rows_per_dataset, seed)}
+    both = search_examples(bundle, rows_per_dataset + race_rows, seed)
+    return [example for example in both if example.prompt not in searched]
+
+
 def selection_examples(bundle: DataBundle, rows_per_dataset: int, seed: int) -> list[Example]:
-    """Held-out rows that the search did not see: they choose the champion among its finalists."""
+    """Held-out rows that the search did not see, which took so many of each: they choose the champion among its
+    finalists."""
     seen = {e.prompt for e in search_examples(bundle, rows_per_dataset, seed)}
     rest = [e for rows in bundle.heldout.values() for e in rows if e.prompt not in seen]
     if not rest:
         raise DataError(
-            f"search_rows = {rows_per_dataset} takes every held-out row, none is left to choose the champion by: "
-            "lower it, or raise heldout_per_dataset in 10_cognate_data"
+            f"search_rows and race_rows, {rows_per_dataset} together, take every held-out row, none is left to choose "
+            "the champion by: lower them, or raise heldout_per_dataset in 10_cognate_data"
         )
     return _some_of_each(rest, 10**9, seed)
 
 
-def choose(ledger: Ledger, measure: Measure, n_layers: int) -> tuple[Genome, list[dict]]:
-    """The fittest finalist on the selection split, and a row for each: fitness there and in the search."""
-    genomes = finalists(ledger, n_layers)
+def choose(ledger: Ledger, measure: Measure, n_models: int, n_layers: int) -> tuple[Genome, list[dict]]:
+    """The fittest finalist, and a row for each: fitness in the search, on the selection split, and the mean of both.
+
+    That mean decides: either split alone is small beside the differences that count. What the search overrates it in is
+    little, since few children were measured on all of its rows. A mean of children has theirs.
+    """
+    genomes = finalists(ledger, n_models, n_layers)
     found = [result["fitness"] for result in measure(genomes)]
+    known = [mean(ledger[one.key]["fitness"] for one in _measured_parts(genome, ledger)) for genome in genomes]
+    both = [(a + b) / 2 for a, b in zip(known, found, strict=True)]
+    named = {m.genome.key: f"{m.how} {m.genome.dials}" for m in references(n_models, n_layers)}
     rows = [
         {
             "child": genome.key[:6],
-            "recipe": f"mean of the {len(genome.of)} fittest" if genome.key not in ledger else genome.bits,
-            "fitness in the search": round(ledger[genome.key]["fitness"], 4) if genome.key in ledger else None,
-            "fitness on the selection split": round(fitness, 4),
+            "recipe": named.get(genome.key)
+            or (genome.bits if genome.key in ledger else f"mean of the {len(genome.of)} fittest"),
+            "fitness in the search": round(searched, 4) if genome.key in ledger else None,
+            "fitness on the selection split": round(chosen, 4),
+            "mean of both": round(middle, 4),
         }
-        for genome, fitness in zip(genomes, found, strict=True)
+        for genome, searched, chosen, middle in zip(genomes, known, found, both, strict=True)
     ]
-    return genomes[found.index(max(found))], rows
+    return genomes[both.index(max(both))], rows
+
+
+def _measured_parts(genome: Genome, ledger: Ledger) -> tuple[Genome, ...]:
+    return (genome,) if genome.key in ledger else genome.of
 
 
 def champion_examples(p: EvoEvolve, bundle: DataBundle) -> list[Example]:
@@ -178,6 +203,7 @@ def evolution_config(p: EvoEvolve, parents: Family) -> EvolutionConfig:
         generations=p.generations,
         population=p.population,
         patience=p.patience,
+        winners=p.winners if p.race_rows else 0,
         budget_seconds=60 * p.budget_minutes,
     )
 
@@ -215,6 +241,6 @@ def keep_ledger(run: Run, folder: Path) -> None:
     (folder / LEDGER).write_bytes((run.dir / LEDGER).read_bytes())
 
 
-def open_plan(parents: Family, texts: Texts) -> Plan:
+def open_plan(parents: Family, texts: Texts, race: Texts | None = None) -> Plan:
     """What a workshop, here or in a worker, is made from."""
-    return Plan(tuple(map(str, parents.folders.values())), str(parents.trunk), texts)
+    return Plan(tuple(map(str, parents.folders.values())), str(parents.trunk), texts, race=race)

@@ -16,17 +16,24 @@ def slope(genome: Genome) -> float:
 
 
 class Measure:
-    """Counts whom it measured; raises KeyboardInterrupt in the call after `calls_left` calls."""
+    """Counts whom it measured, and whom it read in a race; raises KeyboardInterrupt in the call after `calls_left`
+    calls. A race is measured a tenth too low, and a little differently: its rows are others."""
 
     def __init__(self, fitness: Callable[[Genome], float] = slope, calls_left: int = 10**6):
-        self.fitness, self.calls_left, self.keys = fitness, calls_left, []
+        self.fitness, self.calls_left, self.keys, self.raced = fitness, calls_left, [], []
 
-    def __call__(self, genomes: Sequence[Genome]) -> list[dict]:
+    def __call__(self, genomes: Sequence[Genome], race: bool = False) -> list[dict]:
         if self.calls_left == 0:
             raise KeyboardInterrupt
         self.calls_left -= 1
-        self.keys += [genome.key for genome in genomes]
-        return [{"fitness": self.fitness(genome), "replaced": "", "terms": {}} for genome in genomes]
+        (self.raced if race else self.keys).extend(genome.key for genome in genomes)
+        fitness = [self.fitness(genome) - race * (0.1 + shift(genome)) for genome in genomes]
+        return [{"fitness": value, "replaced": "", "terms": {}} for value in fitness]
+
+
+def shift(genome: Genome) -> float:
+    """By how much more than a tenth the race is too low for a genome, 0 to 0.02."""
+    return int(hashlib.sha256(f"race {genome.key}".encode()).hexdigest()[:6], 16) / 2**24 / 50
 
 
 def without_seconds(records: Sequence[dict]) -> list[dict]:

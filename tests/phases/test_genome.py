@@ -108,6 +108,12 @@ def test_a_gene_changes_the_key_where_it_changes_the_child(bits, pattern):
         assert (other.key == genome.key) == same, name
 
 
+def test_masks_that_drop_nothing_are_silent():
+    calm = replace(default_genome("000", 3, 2), pattern="BB", drop_rate=0.0)
+    assert replace(calm, mask_seed=7).key == calm.key != replace(calm, drop_rate=0.1).key
+    assert replace(calm, drop_rate=0.1, mask_seed=7).key != replace(calm, drop_rate=0.1).key
+
+
 def test_a_step_that_helped_is_taken_again():
     before = replace(default_genome("000", 3, LAYERS), drop_rate=0.9, scale=1.0)
     here = replace(before, drop_rate=0.7, scale=1.2, weights=(0.2, 0.3, 0.5))

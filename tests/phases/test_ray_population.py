@@ -47,9 +47,9 @@ def test_two_workers_give_this_process_numbers_and_a_kill_changes_none(plan, gen
     import ray
 
     with LocalPopulation(plan, 1) as here:
-        expected = here(genomes)
+        expected, raced = here(genomes), here(genomes, race=True)
     with RayPopulation(plan, 2) as population:
-        assert population(genomes) == expected
+        assert population(genomes) == expected and population(genomes, race=True) == raced != expected
         before, finished = {process.pid for process in workers()}, threading.Event()
         killed = []
 

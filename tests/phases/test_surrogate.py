@@ -115,7 +115,8 @@ def test_a_search_with_it_gets_farther_by_the_same_number_of_children():
         return list(evolve(config, Measure(fitness), Ledger()))[-1]["best"]
 
     gains = [reached(16, seed) - reached(1, seed) for seed in range(16)]
-    assert sum(gains) / 16 > 0.01 and sum(gain > 0 for gain in gains) >= 10, gains  # measured 0.0233, 14
+    # measured 0.0233, 14 where the search began without the references; with them there is less left to gain
+    assert sum(gains) / 16 > 0.003 and sum(gain > 0 for gain in gains) >= 9, gains
 
 
 def test_children_of_one_fitness_are_no_error():

@@ -10,10 +10,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from tiny_family import N_LAYERS, THRESHOLDS, cognate, llama, save_family
+from tiny_family import N_LAYERS, THRESHOLDS, cognate, llama, save_family, texts
 from transformers import AutoModelForCausalLM
 
 from forgelib.merge import RECIPES, MergeRefused, recipe
+from forgelib.phases.evomerge import references
 from forgelib.phases.genome import chaos, default_genome, linear_genome, random_genome
 from forgelib.phases.population import LocalPopulation, WorkerDied
 from forgelib.phases.workshop import Plan, Workshop
@@ -167,6 +168,34 @@ def test_what_is_constant_in_the_trunk_may_stay_constant(tmp_path):
     assert shop.measure(DEFAULTS[0])["replaced"] == ""
 
 
+def test_a_race_is_a_measurement_on_its_own_rows(shop, plan):
+    other = Workshop(replace(plan, texts=plan.race, race=None))
+    for genome in some_genomes():
+        assert shop.measure(genome, race=True) == other.measure(genome) != shop.measure(genome)
+    with pytest.raises(ValueError, match="no rows"):
+        other.measure(LINEAR, race=True)
+
+
+def test_the_size_of_a_batch_decides_the_time_and_not_the_fitness(plan):
+    """Speed is counted with the padding that a batch is read with, the same for parents and child."""
+    one_by_one, at_once = (replace(plan, texts=texts(12, tokens_per_batch=n)) for n in (1, 4096))
+    assert len(one_by_one.texts.batches) == 12 and len(at_once.texts.batches) == 1
+    first, second = Workshop(one_by_one), Workshop(at_once)
+    for genome in (LINEAR, *DEFAULTS[2:5]):
+        a, b = first.scores(genome), second.scores(genome)
+        assert np.allclose(a.losses, b.losses, atol=2e-5) and np.array_equal(a.right, b.right, equal_nan=True)
+
+
+def test_the_references_are_the_parents_and_their_mean(shop):
+    references_of = [member.genome for member in references(3, N_LAYERS)]
+    for i, scores in enumerate(shop.yardstick.parents):
+        found = shop.scores(references_of[i])
+        assert np.allclose(found.losses, scores.losses, atol=1e-4)
+        assert found.operations == pytest.approx(scores.operations, rel=1e-3)
+        mean = shop.scores(linear_genome(3, N_LAYERS, i))
+        assert np.allclose(shop.scores(references_of[3 + i]).losses, mean.losses, atol=1e-4)
+
+
 def test_parents_that_do_not_fit_together_are_refused_not_replaced(shop, tmp_path):
     other = save_family(tmp_path, llama if "cognate" in str(type(shop.model)).lower() else cognate)
     with pytest.raises(MergeRefused):
@@ -197,6 +226,7 @@ def test_a_population_of_one_worker_measures_in_this_process(shop, plan):
     genomes = some_genomes()
     with LocalPopulation(plan, 1) as population:
         assert population(genomes) == [shop.measure(genome) for genome in genomes]
+        assert population(genomes, race=True) == [shop.measure(genome, race=True) for genome in genomes]
 
 
 @pytest.mark.slow
@@ -211,6 +241,7 @@ def test_worker_processes_give_the_same_numbers_and_die_with_a_word(tmp_path):
     with population:
         assert population(genomes) == expected
         assert population(genomes[3:6]) == expected[3:6]
+        assert population(genomes[:4], race=True) == [shop.measure(genome, race=True) for genome in genomes[:4]]
         workers = [p for p in psutil.Process().children() if p.pid in {w.pid for w in population._processes}]
         assert len(workers) == 2
         threading.Timer(0.2, os.kill, [workers[0].pid, signal.SIGKILL]).start()

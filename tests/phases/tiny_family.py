@@ -34,13 +34,14 @@ def cognate(**overrides) -> CognateForCausalLM:
     return model
 
 
-def texts(n: int = 12, seed: int = 0) -> Texts:
+def texts(n: int = 12, seed: int = 0, tokens_per_batch: int = 64) -> Texts:
     """Texts of 4 to 15 tokens in two categories; every second one has an answer of one token."""
     dice = torch.Generator().manual_seed(seed)
     lengths = torch.randint(4, 16, (n,), generator=dice).tolist()
     drawn = [torch.randint(3, VOCABULARY, (length,), generator=dice).tolist() for length in lengths]
     encoded = [(ids[:-1], ids[-1:]) if i % 2 else (ids, []) for i, ids in enumerate(drawn)]
-    return batch_texts(encoded, ["math" if i % 3 else "code" for i in range(n)], pad_token_id=0, tokens_per_batch=64)
+    categories = ["math" if i % 3 else "code" for i in range(n)]
+    return batch_texts(encoded, categories, pad_token_id=0, tokens_per_batch=tokens_per_batch)
 
 
 def save_family(folder: Path, build=llama, n_texts: int = 12) -> Plan:
@@ -61,4 +62,4 @@ def save_family(folder: Path, build=llama, n_texts: int = 12) -> Plan:
 def plan_of(folder: Path, n_texts: int = 12) -> Plan:
     """The plan of a family that was saved there."""
     parents = tuple(str(folder / f"parent-{i}") for i in range(len(THRESHOLDS)))
-    return Plan(parents, str(folder / "trunk"), texts(n_texts))
+    return Plan(parents, str(folder / "trunk"), texts(n_texts), race=texts(6, seed=1))

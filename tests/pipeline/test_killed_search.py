@@ -27,11 +27,12 @@ from forgelib.phases.ledger import Ledger
 from forgelib.phases.population import LocalPopulation
 
 def search(folder):
-    config = EvolutionConfig(n_models=3, n_layers=N_LAYERS, seed=3, generations=int(sys.argv[2]), patience=99)
+    given = dict(generations=int(sys.argv[2]), patience=99, winners=2)
+    config = EvolutionConfig(n_models=3, n_layers=N_LAYERS, seed=3, **given)
     with LocalPopulation(plan_of(Path(sys.argv[1]), n_texts=6), 1) as population:
-        def measure(genomes):
+        def measure(genomes, race=False):
             time.sleep(0.2)
-            return population(genomes)
+            return population(genomes, race)
         for record in evolve(config, measure, Ledger(folder / "ledger.jsonl")):
             pass
     (folder / "champion").write_text(Genome.from_dict(record["champion"]).key)
