@@ -13,12 +13,14 @@ import numpy as np
 from torch import nn
 
 from forgelib.core.artifacts import Artifact
+from forgelib.core.gates import Check
 from forgelib.core.loop import Checkpointer
 from forgelib.core.rng import stream
 from forgelib.core.run import Run, latest_artifact, open_run
 from forgelib.data import DataError, ReasoningRow, Vocabulary
 from forgelib.data.prepare import load_rows
 from forgelib.data.traces import procedural_rows
+from forgelib.evaluate import bootstrap_interval
 from forgelib.evaluate.accuracy import same_text
 from forgelib.evaluate.final_answer import same_number
 from forgelib.evaluate.text_thinker import TextThinker
@@ -26,7 +28,7 @@ from forgelib.evaluate.thinker import questions
 from forgelib.evaluate.verdict import Verdict
 from forgelib.phases.antitheater import TheaterConfig, validate
 from forgelib.phases.bake import BakeConfig, bake
-from forgelib.phases.observation import observe
+from forgelib.phases.observation import latency_ms, observe
 from forgelib.phases.reinforce import ReinforceConfig, reinforce
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import phase1, phase3
@@ -236,6 +238,31 @@ def supervised(start: nn.Module, tokenizer, words: Vocabulary, rows: Problems, p
         for _ in bake(model, tokenizer, words, shown, rows.check[:1], config, checkpointer=checkpointer):
             pass
     return model
+
+
+def gate_checks(
+    model: nn.Module,
+    tokenizer,
+    words: Vocabulary,
+    rows: list[ReasoningRow],
+    rights: dict[str, np.ndarray],
+    checks: list[dict],
+    p: QuietRL,
+) -> list[Check]:
+    """The gate of Step 2. rights: right or wrong [n] after training, of the champion, and of the controls, which are
+    shown as what is gained over them; checks: the records of the checks on the way."""
+    gain = rights["after"].astype(float) - rights["champion"]
+    interval = bootstrap_interval(np.mean, gain, seed=p.seed)
+    after = rights["after"].mean()
+    over = {name: float(after - right.mean()) for name, right in rights.items() if name.startswith("over")}
+    milliseconds = latency_ms(thinker(model, tokenizer, words, p), [row.prompt for row in rows[:20]])
+    known = tokenizer.get_vocab()
+    return [
+        Check("gain over the champion, lower bound", interval[0], p.gain_threshold, ">", interval, control=over),
+        Check("milliseconds to an answer", milliseconds, p.latency_threshold, "<"),
+        Check("thinking tokens known", float(np.mean([token in known for token in words.tokens])), 1.0, ">="),
+        Check("checks passed on the way", float(np.mean([one["passed"] for one in checks])), 1.0, ">="),
+    ]
 
 
 def publish_reinforced(run: Run, model: nn.Module, tokenizer, verdicts: list[dict]) -> Artifact:
