@@ -44,8 +44,8 @@ class BakeConfig:
     """How traces are baked. Learning rates rise over `warmup_share` of the steps and fall linearly to zero.
 
     looks: how often on the way the model is let answer. target, strategy_target: shares of right answers, over all rows
-    and in each strategy, that end the training where each is passed by more than its standard error: of many strategies
-    on a few rows each, some are at their target by luck.
+    and in each strategy, that end the training where each is passed by more than its standard error at two looks in a
+    row: of many strategies on a few rows each, some are at their target by luck.
     """
 
     seed: int
@@ -61,6 +61,24 @@ class BakeConfig:
     strategy_target: float = 0.765
     max_new_tokens: int = 96
     max_tokens: int = 512
+
+
+class Converged:
+    """How many looks in a row found every target surely reached; what a checkpoint has to keep of it."""
+
+    def __init__(self):
+        self.looks = 0
+
+    def look(self, record: dict) -> None:
+        """Count a record's look, if it holds one."""
+        if "convergence_progress" in record:
+            self.looks = self.looks + 1 if record["convergence_progress"] == 1.0 else 0
+
+    def state_dict(self) -> dict:
+        return {"looks": self.looks}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.looks = state["looks"]
 
 
 def bake(
@@ -94,7 +112,8 @@ def bake(
     optimizer = MuonGrokfast(model, MuGrokConfig.preset("baking", **rates))
     base_rates = [group["lr"] for group in optimizer.param_groups]
     average = WeightAverage(model, config.ema_decay)
-    parts = {"model": model, "optimizer": optimizer, "average": average}
+    converged = Converged()
+    parts = {"model": model, "optimizer": optimizer, "average": average, "converged": converged}
     loop = ResumableLoop(parts, steps, checkpointer, control)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     torch.manual_seed(stream(config.seed, "dropout"))  # a checkpoint, where there is one, restores its own
@@ -114,8 +133,9 @@ def bake(
             if (step + 1) % every == 0 or step + 1 == steps:
                 with average.applied(model):
                     record |= look(model, tokenizer, words, watch, config)
+            converged.look(record)
             yield record
-            if record.get("convergence_progress") == 1.0:
+            if converged.looks >= 2:
                 break
     if loop.stopped:
         raise RunStopped(loop.done, steps)

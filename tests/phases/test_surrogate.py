@@ -1,6 +1,7 @@
 """The surrogate: it places children where their weights lie, and its guesses are better than the mean."""
 
 import random
+import statistics
 from dataclasses import replace
 from functools import cache
 
@@ -115,8 +116,9 @@ def test_a_search_with_it_gets_farther_by_the_same_number_of_children():
         return list(evolve(config, Measure(fitness), Ledger()))[-1]["best"]
 
     gains = [reached(16, seed) - reached(1, seed) for seed in range(16)]
-    # measured 0.0233, 14 where the search began without the references; with them there is less left to gain
-    assert sum(gains) / 16 > 0.003 and sum(gain > 0 for gain in gains) >= 9, gains
+    # measured 0.0233 where the search began without the references; with them there is less left to gain
+    mean, error = statistics.fmean(gains), statistics.stdev(gains) / 4
+    assert mean > 2 * error, gains
 
 
 def test_children_of_one_fitness_are_no_error():
