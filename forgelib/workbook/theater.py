@@ -211,12 +211,19 @@ def viewed(thinker: TextThinker, rows: list[ReasoningRow], verdict: Verdict, n: 
     without = thinker.log_probs(prompts, [None] * len(prompts), [[row.answer] for row in asked])
     entries = []
     for i, row in enumerate(asked):
-        answers = thinker.answer([row.prompt] * p.thoughts, thoughts[i])
-        told = thinker.log_probs([row.prompt] * p.thoughts, thoughts[i], [[row.answer]] * p.thoughts)
+        different = list(dict.fromkeys(thoughts[i]))
+        answers = thinker.answer([row.prompt] * len(different), different)
+        told = thinker.log_probs([row.prompt] * len(different), different, [[row.answer]] * len(different))
         base = float(np.exp(without[i][0]))
         lines = [
-            {"text": thinker.text(t), "coherence": float(s), "answer": a, "added": float(np.exp(q[0])) - base}
-            for t, s, a, q in zip(thoughts[i], scores[i], answers, told, strict=True)
+            {
+                "text": thinker.text(thought),
+                "times": thoughts[i].count(thought),
+                "coherence": float(scores[i][thoughts[i].index(thought)]),
+                "answer": answer,
+                "added": float(np.exp(q[0])) - base,
+            }
+            for thought, answer, q in zip(different, answers, told, strict=True)
         ]
         entries.append({"question": row.prompt, "answer": row.answer, "without": base, "thoughts": lines})
     return entries

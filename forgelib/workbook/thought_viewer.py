@@ -1,7 +1,7 @@
 """Thoughts to look at: each problem with its thoughts, coloured by coherence, and what each added to the right answer.
 
-An entry: {"question", "answer", "without": P(answer) with no thought, "thoughts": [{"text", "coherence", "answer",
-"added": P(answer | thought) - P(answer)}]}.
+An entry: {"question", "answer", "without": P(answer) with no thought, "thoughts": [{"text", "times": how often
+it was drawn, "coherence", "answer", "added": P(answer | thought) - P(answer)}]}.
 """
 
 import html
@@ -31,10 +31,10 @@ def show(entries: Sequence[Mapping[str, Any]]) -> None:
 def entry_html(entry: Mapping[str, Any]) -> str:
     """One problem as HTML: whatever a model wrote is escaped."""
     rows = "".join(_thought(one, entry["answer"]) for one in entry["thoughts"])
+    heads = "".join(f"<th>{name}</th>" for name in ("thought", "drawn", "coherence", "answer", "added"))
     return (
-        f"<div><p><b>{html.escape(_question(entry))}</b> true answer {html.escape(entry['answer'])}, "
-        f"without a thought its probability is {entry['without']:.2f}</p><table><tr><th>thought</th><th>coherence</th>"
-        f"<th>answer</th><th>added</th></tr>{rows}</table></div>"
+        f"<div><p><b>{html.escape(_question(entry))}</b> true answer {html.escape(entry['answer'])}, without a thought "
+        f"its probability is {entry['without']:.2f}</p><table><tr>{heads}</tr>{rows}</table></div>"
     )
 
 
@@ -43,7 +43,7 @@ def _thought(one: Mapping[str, Any], answer: str) -> str:
     mark = "right" if one["answer"] == answer else "wrong"
     colour, text = f"background:hsl({hue} 60% 50% / 0.25);text-align:left", html.escape(one["text"])
     told = f"{html.escape(one['answer'])} ({mark})"
-    cells = (f"{one['coherence']:.2f}", told, f"{one['added']:+.2f}")
+    cells = (f"{one['times']} x", f"{one['coherence']:.2f}", told, f"{one['added']:+.2f}")
     return f'<tr><td style="{colour}"><code>{text}</code></td>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 

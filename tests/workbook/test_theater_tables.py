@@ -66,8 +66,8 @@ ENTRY = {
     "answer": "3",
     "without": 0.25,
     "thoughts": [
-        {"text": "<step>1+2=3<script>", "coherence": 1.0, "answer": "3", "added": 0.7},
-        {"text": "<step>1+2=4", "coherence": 0.0, "answer": "4", "added": -0.2},
+        {"text": "<step>1+2=3<script>", "times": 5, "coherence": 1.0, "answer": "3", "added": 0.7},
+        {"text": "<step>1+2=4", "times": 1, "coherence": 0.0, "answer": "4", "added": -0.2},
     ],
 }
 
@@ -76,7 +76,7 @@ def test_a_viewed_thought_is_text_on_the_colour_of_its_coherence():
     text = thought_viewer.entry_html(ENTRY)
     assert "&lt;step&gt;1+2=3&lt;script&gt;" in text and "<script>" not in text and "1&lt;2?" in text
     assert "hsl(120 " in text and "hsl(0 " in text and "+0.70" in text and "-0.20" in text
-    assert "3 (right)" in text and "4 (wrong)" in text
+    assert "5 x" in text and "3 (right)" in text and "4 (wrong)" in text
 
 
 def test_the_viewer_shows_the_chosen_problem_and_all_of_them_in_its_twin(shown):
