@@ -74,7 +74,7 @@ class Case:
         self.step = PolicyStep(self.model, reference, tokenizer, words, config)
         problems = [encoded(row, tokenizer) for row in rows[:n_problems]]
         self.rows: Rows = self.step.rows(problems, self.step.think(problems, 0))
-        self.advantages = torch.randn(len(self.rows.input_ids))
+        self.advantages = torch.randn(self.rows.of.shape)
 
     def gradient(self, rows_at_once: int | None) -> None:
         """Leave the step's gradient in the model."""
@@ -91,15 +91,16 @@ class Case:
 
 
 def naive(model: nn.Module, reference: nn.Module, rows: Rows, advantages: Tensor, config: ReinforceConfig) -> None:
-    """-A log P(thought) + kl_coefficient KL, mean over all rows, from tensors [N, T - 1, V]."""
-    targets, drawn = rows.input_ids[:, 1:], rows.thought[:, 1:]
-    logits = model(input_ids=rows.input_ids).logits[:, :-1]
+    """-A log P(thought) + kl_coefficient KL, mean over the B K thoughts, from tensors [B K, T - 1, V]."""
+    input_ids, thought = (part[rows.of.flatten()] for part in (rows.input_ids, rows.thought))
+    targets, drawn = input_ids[:, 1:], thought[:, 1:]
+    logits = model(input_ids=input_ids).logits[:, :-1]
     held = policy(logits, config.temperature, config.top_p, targets)
     log_probs = held.gather(-1, targets[..., None])[..., 0].where(drawn, 0.0).sum(1)
     with torch.no_grad():
-        frozen = torch.log_softmax(reference(input_ids=rows.input_ids).logits[:, :-1], -1)
+        frozen = torch.log_softmax(reference(input_ids=input_ids).logits[:, :-1], -1)
     kl = kl_per_token(torch.log_softmax(logits, -1), frozen).where(drawn, 0.0).sum(1)
-    (policy_terms(log_probs, advantages) + config.kl_coefficient * kl).mean().backward()
+    (policy_terms(log_probs, advantages.flatten()) + config.kl_coefficient * kl).mean().backward()
 
 
 def peak(name: str, n_problems: int, rows_at_once: int | None) -> float:
