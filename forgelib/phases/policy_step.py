@@ -82,6 +82,12 @@ class PolicyStep:
         thoughts = self.think(problems, step)
         rows = self.rows(problems, thoughts)
         log_likelihoods, right = (read[rows.of] for read in self.answers(rows))
+        if not bool(log_likelihoods.isfinite().all()):
+            first = int((~log_likelihoods.isfinite()).any(1).nonzero()[0]) + 1
+            raise ValueError(
+                f"step {step}, problem {first} of {len(problems)}: a reward is not a number, the model gives the answer "
+                "no finite probability. Lower the learning rates, and see whether the baked model's weights are finite"
+            )
         rewards = self.rewards(problems, log_likelihoods, right)
         advantages = leave_one_out(rewards)
         found = self.gradient(rows, advantages)
@@ -140,9 +146,7 @@ class PolicyStep:
         return torch.cat(log_likelihoods), torch.cat(right)
 
     def rewards(self, problems: list[Problem], log_likelihoods: Tensor, right: Tensor) -> Tensor:
-        """Rewards [B, K] as the configuration has them. Raises ValueError where one is not a number."""
-        if not bool(log_likelihoods.isfinite().all()):
-            raise ValueError("a reward is not a number: the model gives an answer no finite probability")
+        """Rewards [B, K] as the configuration has them."""
         if self.config.reward == "likelihood":
             return likelihood_rewards(log_likelihoods, self.config.reward_limit)
         longest = max(len(p.direct) + len(p.answer) for p in problems)

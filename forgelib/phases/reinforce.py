@@ -220,7 +220,8 @@ def _problems(n: int, step: int, config: ReinforceConfig) -> list[int]:
 def _must_fit(model: nn.Module, asked: Sequence, config: ReinforceConfig) -> None:
     """Raises ValueError where prompt, thought and answer exceed the model's context."""
     limit = getattr(model.config, "max_position_embeddings", None)
-    longest = max(len(p.prompt) + len(p.answer) for p in asked) + config.thought_tokens + 1
+    thinking = max(len(p.prompt) + len(p.answer) for p in asked) + config.thought_tokens + 1
+    longest = max(thinking, *(len(p.direct) + len(p.answer) for p in asked))
     if limit is not None and longest > limit:
         raise ValueError(
             f"prompt, thought and answer may take {longest} tokens, the model's context has {limit}: lower "

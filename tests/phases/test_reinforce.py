@@ -262,7 +262,7 @@ def test_a_reward_that_is_no_number_stops_it(thinking, tmp_path):
     model, tokenizer = thinking()
     with torch.no_grad():
         model.lm_head.weight[tokenizer.eos_token_id] = float("nan")
-    with pytest.raises(ValueError, match="reward is not a number"):
+    with pytest.raises(ValueError, match="step 0, problem 1 of 4: a reward is not a number"):
         list(steps_of(model, tokenizer, tmp_path))
 
 
