@@ -85,8 +85,8 @@ class PolicyStep:
         if not bool(log_likelihoods.isfinite().all()):
             first = int((~log_likelihoods.isfinite()).any(1).nonzero()[0]) + 1
             raise ValueError(
-                f"step {step}, problem {first} of {len(problems)}: a reward is not a number, the model gives the answer "
-                "no finite probability. Lower the learning rates, and see whether the baked model's weights are finite"
+                f"step {step}, problem {first} of {len(problems)}: a reward is not a number: the model gives the answer"
+                " no finite probability. Lower the learning rates, and see whether the baked model's weights are finite"
             )
         rewards = self.rewards(problems, log_likelihoods, right)
         advantages = leave_one_out(rewards)
