@@ -56,7 +56,7 @@ PLAN: tuple[Step, ...] = (
     Step("30_quietstar_bake", needs=("21_evomerge_evolve",)),
     Step("31_quietstar_rl", needs=("30_quietstar_bake",)),
     Step("32_quietstar_antitheater", needs=("31_quietstar_rl",)),
-    Step("33_quietstar_abtest", needs=("31_quietstar_rl",)),
+    Step("33_quietstar_abtest", needs=("31_quietstar_rl", "32_quietstar_antitheater")),
 )
 
 
