@@ -15,7 +15,7 @@ from forgelib import evaluate
 from forgelib.core.artifacts import Artifact
 from forgelib.core.gates import Check
 from forgelib.core.rng import stream
-from forgelib.core.run import Run, latest_artifact, open_run
+from forgelib.core.run import Run, open_run
 from forgelib.data import DataError, Example, ReasoningRow, Vocabulary, write_rows
 from forgelib.data.prepare import load_rows
 from forgelib.data.trace_checks import flaw
@@ -30,8 +30,6 @@ from forgelib.workbook import phase1, phase3
 from forgelib.workbook.params import QuietABTest
 from forgelib.workbook.remembering import Remembering
 
-#: The artifact that is tested, and what makes it.
-STAGE, MADE_BY = "quietstar-rl", "31_quietstar_rl"
 #: Whose change makes a finished run of this notebook stale: this module and what it imports.
 CODE = ("forgelib.workbook.abtest",)
 #: Datasets whose answers are numbers, however they are dressed; of all others the text counts.
@@ -48,12 +46,6 @@ class ABRows:
     measured: list[ReasoningRow]
     collect: list[ReasoningRow]
     same: Same
-
-
-def trained(p: QuietABTest) -> Artifact:
-    """The model of Step 2. Raises MissingInput naming what makes it."""
-    hint = f"Make it:  papermill {MADE_BY}.ipynb out.ipynb"
-    return latest_artifact(STAGE, phase1.tags(p, vocabulary=p.vocabulary), hint)
 
 
 def open_test(p: QuietABTest, parents: list[Artifact]) -> Run:

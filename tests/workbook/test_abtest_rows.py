@@ -25,7 +25,7 @@ from forgelib.evaluate.final_answer import same_number
 from forgelib.evaluate.text_thinker import TextThinker
 from forgelib.phases.abtest import NEITHER, WITH, ABConfig, ab_test
 from forgelib.thoughts import add_vocabulary
-from forgelib.workbook import abtest, phase1
+from forgelib.workbook import abtest, phase1, reinforcement
 from forgelib.workbook.params import ParameterError, QuietABTest, resolve
 from forgelib.workbook.remembering import Remembering
 
@@ -81,7 +81,8 @@ def planted_run(tiny, p=SMALL):
 
     tags = phase1.tags(p, vocabulary=p.vocabulary)
     made = [
-        open_run(name, {}, seed=p.seed, tags=tags).publish(name, write) for name in (abtest.STAGE, "evomerge-champion")
+        open_run(name, {}, seed=p.seed, tags=tags).publish(name, write)
+        for name in (reinforcement.REINFORCED, "evomerge-champion")
     ]
     return abtest.open_test(p, made)
 
@@ -107,11 +108,11 @@ def test_what_would_test_nothing_is_refused(given, words):
 
 def test_a_missing_model_names_the_notebook_that_makes_it(tiny):
     with pytest.raises(MissingInput, match=r"there is no quietstar-rl for .*papermill 31_quietstar_rl\.ipynb out"):
-        abtest.trained(SMALL)
+        reinforcement.reinforced(SMALL)
     planted_run(tiny)
-    assert abtest.trained(SMALL).name == abtest.STAGE
+    assert reinforcement.reinforced(SMALL).name == reinforcement.REINFORCED
     with pytest.raises(MissingInput, match="vocabulary forge-8"):
-        abtest.trained(SMALL.model_copy(update={"vocabulary": "forge-8"}))
+        reinforcement.reinforced(SMALL.model_copy(update={"vocabulary": "forge-8"}))
 
 
 @pytest.mark.parametrize("dataset", ["", "gsm8k"])
@@ -279,7 +280,7 @@ def test_broken_off_the_bake_goes_on_and_what_comes_out_is_published_once(tiny, 
         monkeypatch.setenv("FORGE_RUNS", str(tmp_path / name))
         run = planted_run(tiny, p)
         for stop in (*stops, None):
-            model = AutoModelForCausalLM.from_pretrained(abtest.trained(p).path / "model")
+            model = AutoModelForCausalLM.from_pretrained(reinforcement.reinforced(p).path / "model")
             steps = abtest.bake_steps(model, tiny[1], WORDS, traces, rows, p, run)
             for n, _ in enumerate(steps, start=1):
                 if n == stop:
@@ -298,7 +299,7 @@ def test_broken_off_the_bake_goes_on_and_what_comes_out_is_published_once(tiny, 
     assert made.name == "baked_quietstar_model" and len((made.path / "traces.jsonl").read_text().splitlines()) == 24
     stored = json.loads((made.path / "ab_test.json").read_text(), parse_constant=pytest.fail)
     assert stored["at once"]["winner"] == result.winner
-    again = AutoModelForCausalLM.from_pretrained(abtest.trained(p).path / "model")
+    again = AutoModelForCausalLM.from_pretrained(reinforcement.reinforced(p).path / "model")
     assert list(abtest.bake_steps(again, tiny[1], WORDS, traces, rows, p, run)) == []
     assert all(torch.equal(weights["whole"][key], value) for key, value in again.state_dict().items())
     assert abtest.publish_baked(run, again, tiny[1], [], {}, []).digest == made.digest
@@ -318,5 +319,9 @@ def test_the_notebook_runs_on_a_planted_model_and_without_one_names_what_makes_i
     assert done.returncode == 0, done.stderr[-2000:]
     (found,) = Registry(tmp_path / "runs").find(name="baked_quietstar_model")
     gates = {verdict["gate"]: verdict["passed"] for verdict in found["manifest"]["verdicts"]}
-    assert gates == {"A/B test": False, "Bake of traces that helped": False}, "a model that knows nothing wins nothing"
-    assert {parent["name"] for parent in found["manifest"]["parents"]} == {abtest.STAGE, "evomerge-champion"}
+    lost = {"A/B test": False, "Bake of traces that helped": False}
+    assert gates == {**lost, "anti-theater": False}, "a model that knows nothing wins nothing, and was not tried"
+    assert {parent["name"] for parent in found["manifest"]["parents"]} == {
+        reinforcement.REINFORCED,
+        "evomerge-champion",
+    }
