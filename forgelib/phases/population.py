@@ -9,6 +9,8 @@ import os
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 
+from transformers.utils.logging import disable_progress_bar
+
 from forgelib.phases.genome import Genome
 from forgelib.phases.workshop import Plan, Workshop
 
@@ -95,6 +97,7 @@ def _answer(line: Connection) -> dict:
 
 def _serve(plan: Plan, line: Connection) -> None:
     """A worker's life: a workshop, then one answer for each genome until the other end is gone."""
+    disable_progress_bar()  # of the library that loads the parents: a worker writes past the notebook
     with contextlib.suppress(EOFError, OSError):
         try:
             workshop = Workshop(plan)

@@ -104,6 +104,15 @@ def test_fresh_blood_keeps_the_recipes_diverse():
         assert (record["fresh"] > 0) == (record["diversity_before"] <= 0.3)
 
 
+@pytest.mark.parametrize("rare", RECIPES)
+def test_of_recipes_equally_different_the_least_tried_one_comes(rare):
+    """Beside 000 and 111 every recipe differs in three bits."""
+    members = [Member(default_genome(bits, 3, 4), "given") for bits in ("000", "111")]
+    tried = [default_genome(bits, 3, 4) for bits in RECIPES for _ in range(2 - (bits == rare))]
+    seen = {str(i): {"genome": genome.to_dict()} for i, genome in enumerate(tried)}
+    assert evomerge._most_different(members, random.Random(0), CONFIG, seen).bits == rare
+
+
 def test_it_stops_after_five_generations_without_gain():
     records = search(Measure(lambda genome: 1.0), replace(CONFIG, generations=50, patience=5))
     assert len(records) == 6 and records[-1]["ended"] == "no gain of 0.001 in 5 generations"
