@@ -105,7 +105,8 @@ def bake(
         raise ValueError(f"baking needs rows to train on and to watch: got {len(train)} and {len(watch)}")
     if config.batch_size < 1 or config.epochs < 1 or config.looks < 1:
         raise ValueError(f"epochs, batch_size and looks must be at least 1: {config}")
-    encoded = [(encode(tokenizer, r, config.max_tokens), encode(tokenizer, r, config.max_tokens, True)) for r in train]
+    direct = encode(tokenizer, train, config.max_tokens, direct=True)
+    encoded = list(zip(encode(tokenizer, train, config.max_tokens), direct, strict=True))
     per_epoch = -(-len(encoded) // config.batch_size)
     steps, every = config.epochs * per_epoch, max(1, config.epochs * per_epoch // config.looks)
     rates = {"muon_lr": config.muon_lr, "adamw_lr": config.adamw_lr}
@@ -165,27 +166,32 @@ def _surely(correct: np.ndarray) -> float:
     return share - (share * (1 - share) / len(correct)) ** 0.5
 
 
-def encode(tokenizer, row: ReasoningRow, max_tokens: int, direct: bool = False) -> Encoded:
-    """input_ids and labels of a row; labels are IGNORED on the prompt and on false equations.
+def encode(tokenizer, rows: Sequence[ReasoningRow], max_tokens: int, direct: bool = False) -> list[Encoded]:
+    """input_ids and labels of each row; labels are IGNORED on the prompt and on false equations.
 
     With `direct` the prompt asks for the answer at once, and the thought is left out. Raises ValueError for a row
     longer than `max_tokens`.
     """
-    prompt = tokenizer(row.direct_prompt if direct else row.prompt, add_special_tokens=False)["input_ids"]
-    text = f" {row.answer}" if direct else f" {row.reasoning} {row.answer}"
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, spans = encoding["input_ids"], false_spans(text)
-    labels = [
-        IGNORED if any(start < stop and begin < end for begin, stop in spans) else token
-        for token, (start, end) in zip(ids, encoding["offset_mapping"], strict=True)
-    ]
-    end = [tokenizer.eos_token_id]
-    if len(prompt) + len(ids) + 1 > max_tokens:
-        raise ValueError(
-            f"a row of {row.source} has {len(prompt) + len(ids) + 1} tokens, max_tokens is {max_tokens}: raise it, "
-            f"or leave the row out ({row.prompt[:60]!r})"
-        )
-    return prompt + ids + end, [IGNORED] * len(prompt) + labels + end
+    if not rows:
+        return []
+    prompts = tokenizer([row.direct_prompt if direct else row.prompt for row in rows], add_special_tokens=False)
+    texts = [f" {row.answer}" if direct else f" {row.reasoning} {row.answer}" for row in rows]
+    told = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    parts = zip(rows, prompts["input_ids"], texts, told["input_ids"], told["offset_mapping"], strict=True)
+    last, encoded = [tokenizer.eos_token_id], []
+    for row, prompt, text, ids, offsets in parts:
+        slips = false_spans(text)
+        labels = [
+            IGNORED if any(start < stop and begin < end for begin, stop in slips) else token
+            for token, (start, end) in zip(ids, offsets, strict=True)
+        ]
+        if (n_tokens := len(prompt) + len(ids) + 1) > max_tokens:
+            raise ValueError(
+                f"a row of {row.source} has {n_tokens} tokens, max_tokens is {max_tokens}: raise it, or leave the row "
+                f"out ({row.prompt[:60]!r})"
+            )
+        encoded.append((prompt + ids + last, [IGNORED] * len(prompt) + labels + last))
+    return encoded
 
 
 def shown_in(epoch: int, encoded: Sequence[tuple[Encoded, Encoded]], config: BakeConfig) -> list[Encoded]:

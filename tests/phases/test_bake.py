@@ -64,12 +64,12 @@ def slips(row):
 @pytest.mark.parametrize("row", ROWS[:10], ids=lambda row: row.strategy)
 def test_loss_is_on_trace_and_answer_only(tokenizer, row):
     row = replace(row, reasoning=row.reasoning) if not slips(row) else ROWS[0]
-    ids, labels = encode(tokenizer, row, 512)
+    ids, labels = encode(tokenizer, [row], 512)[0]
     told = [token for token in labels if token != IGNORED]
     assert tokenizer.decode(ids) == row.text + tokenizer.eos_token
     assert tokenizer.decode(told) == f" {row.reasoning} {row.answer}{tokenizer.eos_token}"
     assert labels[: len(ids) - len(told)] == [IGNORED] * (len(ids) - len(told))
-    ids, labels = encode(tokenizer, row, 512, direct=True)
+    ids, labels = encode(tokenizer, [row], 512, direct=True)[0]
     assert tokenizer.decode([t for t in labels if t != IGNORED]) == f" {row.answer}{tokenizer.eos_token}"
     assert tokenizer.decode(ids) == f"{row.direct_prompt} {row.answer}{tokenizer.eos_token}"
     assert row.direct_prompt == row.prompt[: -len("Answer:")] + "Answer at once:"
@@ -78,7 +78,7 @@ def test_loss_is_on_trace_and_answer_only(tokenizer, row):
 @pytest.mark.parametrize("strategy", ["self_doubt", "self_correction"])
 def test_no_loss_on_a_slip(tokenizer, strategy):
     row = with_slip(strategy)
-    ids, labels = encode(tokenizer, row, 512)
+    ids, labels = encode(tokenizer, [row], 512)[0]
     masked = [t for t, label in zip(ids, labels, strict=True) if label == IGNORED]
     prompt = tokenizer(row.prompt, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(masked[len(prompt) :]).replace(" ", "") == "".join(slips(row))
@@ -86,11 +86,11 @@ def test_no_loss_on_a_slip(tokenizer, strategy):
 
 def test_a_row_that_is_too_long_is_refused(tokenizer):
     with pytest.raises(ValueError, match=r"a row of procedural has \d+ tokens, max_tokens is 9"):
-        encode(tokenizer, ROWS[0], 9)
+        encode(tokenizer, ROWS[:1], 9)
 
 
 def test_an_epoch_holds_every_row_once_in_an_order_of_its_own(tokenizer):
-    encoded = [encode(tokenizer, row, 512) for row in ROWS]
+    encoded = encode(tokenizer, ROWS, 512)
     orders = [epoch_order(encoded, CONFIG, epoch) for epoch in (0, 1)]
     for order in orders:
         assert sorted(i for batch in order for i in batch) == list(range(len(ROWS)))
@@ -102,7 +102,7 @@ def test_an_epoch_holds_every_row_once_in_an_order_of_its_own(tokenizer):
 
 
 def test_which_rows_go_without_their_thought_is_drawn_anew_in_every_epoch(tokenizer):
-    both = [(encode(tokenizer, row, 512), encode(tokenizer, row, 512, True)) for row in ROWS]
+    both = list(zip(encode(tokenizer, ROWS, 512), encode(tokenizer, ROWS, 512, True), strict=True))
     config = replace(CONFIG, direct_share=0.25)
     direct = [[shown == pair[1] for shown, pair in zip(shown_in(e, both, config), both, strict=True)] for e in range(3)]
     assert all(0.15 < sum(one) / len(ROWS) < 0.35 for one in direct) and direct[0] != direct[1] != direct[2]
@@ -112,7 +112,7 @@ def test_which_rows_go_without_their_thought_is_drawn_anew_in_every_epoch(tokeni
 
 def test_padding_changes_no_loss(tokenizer):
     model, _ = small()
-    rows = sorted((encode(tokenizer, row, 512) for row in ROWS[:4]), key=lambda row: len(row[0]))
+    rows = sorted(encode(tokenizer, ROWS[:4], 512), key=lambda row: len(row[0]))
     model.eval()
     for rows_together in (rows, rows[:1]):
         ids, labels = padded(rows_together, tokenizer.eos_token_id)
