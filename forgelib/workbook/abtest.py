@@ -27,6 +27,7 @@ from forgelib.evaluate.thinker import Thinker, questions
 from forgelib.phases.abtest import WITH, ABConfig, ABResult
 from forgelib.phases.bake import BakeConfig, bake
 from forgelib.workbook import phase1, phase3
+from forgelib.workbook.answered import answered
 from forgelib.workbook.params import QuietABTest
 from forgelib.workbook.remembering import Remembering
 
@@ -139,14 +140,12 @@ def thinker(
     return Remembering(TextThinker(model, tokenizer, words, at_once=at_once, **sizes), file)
 
 
-def right(thinker: Thinker, rows: ABRows, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def right(thinker: Thinker, rows: ABRows) -> tuple[np.ndarray, np.ndarray]:
     """Right answers to the measured rows, bool [N] each: after the greedy thought, and at once."""
-    prompts = [row.prompt for row in rows.measured]
-    greedy = [some[0] for some in thinker.think(prompts, n=1, seed=seed, temperature=0.0)]
-    return tuple(
-        np.array([rows.same(a, row.answer) for a, row in zip(found, rows.measured, strict=True)])
-        for found in (thinker.answer(prompts, greedy), thinker.answer(prompts, [None] * len(prompts)))
+    with_thought, at_once = (
+        answered(thinker, rows.measured, thoughts=thoughts, same=rows.same).right for thoughts in (True, False)
     )
+    return with_thought, at_once
 
 
 def true_rows(helped: Sequence[ReasoningRow], words: Vocabulary) -> tuple[list[ReasoningRow], list[dict]]:
@@ -162,7 +161,7 @@ def true_rows(helped: Sequence[ReasoningRow], words: Vocabulary) -> tuple[list[R
         can_be_read = row.source.endswith("helped (procedural)") and own and tags.count(own) == 1
         wrong = flaw(row, words) if can_be_read else ""
         if wrong:
-            dropped.append({"question": _question(row), "thought": row.reasoning, "what is wrong": wrong})
+            dropped.append({"question": phase3.question(row.prompt), "thought": row.reasoning, "what is wrong": wrong})
         else:
             kept.append(row)
     return kept, dropped
@@ -295,7 +294,7 @@ def example_rows(played: Remembering, rows: ABRows, n: int) -> list[dict]:
             answer = played.answers.get((row.prompt, thought))
             if answer is not None and rows.same(answer, row.answer) != right_at_once:
                 kind = "hurt" if right_at_once else "helped"
-                texts = {"question": _question(row), "at once": plain, "thought": played.text(thought)}
+                texts = {"question": phase3.question(row.prompt), "at once": plain, "thought": played.text(thought)}
                 found[kind].append({"thought that": kind, **texts, "then": answer, "true answer": row.answer})
                 break
     return [example for kind in found.values() for example in kind[:n]]
@@ -325,8 +324,7 @@ def publish_baked(
     """The model folder, what the tests found and the traces that were baked; or the same published before."""
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+        phase3.write_model(folder, model, tokenizer)
         found = {name: result.as_dict() for name, result in results.items()}
         (folder / "ab_test.json").write_text(_strict(found), encoding="utf-8")
         write_rows(folder / "traces.jsonl", traces)
@@ -337,7 +335,3 @@ def publish_baked(
 def _strict(found: object) -> str:
     """Strict JSON; what is not finite (t of equal differences) as text."""
     return json.dumps(json.loads(json.dumps(found), parse_constant=str), indent=1)
-
-
-def _question(row: ReasoningRow) -> str:
-    return row.prompt.removeprefix("Question: ").removesuffix("\nAnswer:")

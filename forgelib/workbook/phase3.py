@@ -235,7 +235,7 @@ def example_rows(found: Reasoned, n: int) -> list[dict]:
     return [
         {
             "strategy": found.rows[i].strategy,
-            "question": found.rows[i].prompt.removeprefix("Question: ").removesuffix("\nAnswer:"),
+            "question": question(found.rows[i].prompt),
             "what the model wrote": found.texts[i].strip(),
             "true answer": found.rows[i].answer,
             "right": "yes" if found.correct[i] else "no",
@@ -244,11 +244,21 @@ def example_rows(found: Reasoned, n: int) -> list[dict]:
     ]
 
 
+def question(prompt: str) -> str:
+    """A prompt without the words around its question."""
+    return prompt.removeprefix("Question: ").removesuffix("\nAnswer:")
+
+
+def write_model(folder: Path, model: nn.Module, tokenizer) -> None:
+    """Model and tokenizer as `load` reads them from an artifact."""
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+
+
 def publish_baked(run: Run, model: nn.Module, tokenizer, verdicts: list[dict]) -> Artifact:
     """The baked model folder as an artifact, or the same one published before."""
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+        write_model(folder, model, tokenizer)
 
     return run.finished() or run.publish("quietstar-baked", write, verdicts)

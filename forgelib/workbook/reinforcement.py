@@ -32,6 +32,7 @@ from forgelib.phases.observation import latency_ms, observe
 from forgelib.phases.reinforce import ReinforceConfig, reinforce
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import phase1, phase3
+from forgelib.workbook.answered import Answered, answered
 from forgelib.workbook.params import Parameters, QuietRL
 
 #: Whose change makes a finished run stale: this module and what it imports.
@@ -87,16 +88,6 @@ def thinker(model: nn.Module, tokenizer, words: Vocabulary, p: QuietRL, baked: b
 
 def _asking(p: QuietRL) -> dict:
     return {"max_thought_tokens": p.thought_tokens, "max_answer_tokens": p.answer_tokens, "top_p": p.top_p}
-
-
-def right(found: TextThinker, rows: list[ReasoningRow], thoughts: bool = True) -> np.ndarray:
-    """Which problems are answered right, bool [n], after a greedy thought or without one."""
-    prompts = [row.prompt for row in rows]
-    own = [None] * len(rows)
-    if thoughts:
-        own = [some[0] for some in found.think(prompts, n=1, seed=0, temperature=0.0)]
-    answers = found.answer(prompts, own)
-    return np.array([same_text(a, row.answer) for a, row in zip(answers, rows, strict=True)])
 
 
 def open_rl(p: QuietRL, parents: list[Artifact]) -> Run:
@@ -204,12 +195,8 @@ def dataset_accuracies(model: nn.Module, tokenizer, words: Vocabulary, p: QuietR
     found = {}
     for name, same in DATASETS.items() if p.dataset_samples else ():
         examples = load_rows(name, "test", source=p.data, limit=p.dataset_samples, seed=p.seed).examples
-        rows = questions(examples)
         asked = TextThinker(model, tokenizer, words, **{**_asking(p), "max_answer_tokens": 12}, at_once=True)
-        prompts = [row.prompt for row in rows]
-        answers = asked.answer(prompts, [t[0] for t in asked.think(prompts, n=1, seed=0, temperature=0.0)])
-        correct = [same(a, row.answer) for a, row in zip(answers, rows, strict=True)]
-        found[f"{name.split('_')[0]}_accuracy"] = float(np.mean(correct))
+        found[f"{name.split('_')[0]}_accuracy"] = float(answered(asked, questions(examples), same=same).right.mean())
     return found
 
 
@@ -269,8 +256,7 @@ def publish_reinforced(run: Run, model: nn.Module, tokenizer, verdicts: list[dic
     """The model folder as an artifact, or the same one published before."""
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+        phase3.write_model(folder, model, tokenizer)
 
     return run.finished() or run.publish(REINFORCED, write, verdicts)
 
@@ -294,23 +280,16 @@ def jumpstart_rows(runs: dict[str, list[dict]], targets: tuple[float, ...] = (0.
     return found
 
 
-def example_rows(
-    model: nn.Module, tokenizer, words: Vocabulary, rows: list[ReasoningRow], p: QuietRL, n: int = 3
-) -> list[dict]:
+def example_rows(thinker: TextThinker, found: Answered, n: int = 3) -> list[dict]:
     """`n` greedy thoughts that led to the right answer and `n` that did not, as far as there are such."""
-    asked, some = thinker(model, tokenizer, words, p), rows[:200]
-    prompts = [row.prompt for row in some]
-    thoughts = [one[0] for one in asked.think(prompts, n=1, seed=0, temperature=0.0)]
-    answers = asked.answer(prompts, thoughts)
-    correct = [same_text(answer, row.answer) for answer, row in zip(answers, some, strict=True)]
-    chosen = [i for wanted in (True, False) for i in [j for j, c in enumerate(correct) if c == wanted][:n]]
+    chosen = [i for wanted in (True, False) for i in np.flatnonzero(found.right == wanted)[:n]]
     return [
         {
-            "question": some[i].prompt.removeprefix("Question: ").removesuffix("\nAnswer:"),
-            "thought": asked.text(thoughts[i]),
-            "answer": answers[i],
-            "true answer": some[i].answer,
-            "right": "yes" if correct[i] else "no",
+            "question": phase3.question(found.rows[i].prompt),
+            "thought": thinker.text(found.thoughts[i]),
+            "answer": found.answers[i],
+            "true answer": found.rows[i].answer,
+            "right": "yes" if found.right[i] else "no",
         }
         for i in chosen
     ]
