@@ -1,6 +1,8 @@
-"""Floor 2: ternary weights: rounding them, packing them, multiplying with them, converting and storing a model."""
+"""Floor 2: ternary weights: rounding them, packing them, multiplying with them, converting, storing and decoding a model."""
 
+from .blueprint import Attention, Block, Blueprint, FeedForward, Memory, Recursion, Rotary
 from .convert import Layer, convert, pack_model, plan, put_back, share_inputs, sizes
+from .decoder import CannotDecode, Decoder
 from .folder import PackedFolderError, load_packed, save_packed
 from .linear import PackedTernaryLinear, SharedInput, TernaryLinear
 from .native import PATHS
@@ -10,11 +12,20 @@ from .ternary import Rounding, round_activations, round_tokens, round_weight, te
 
 __all__ = [
     "PATHS",
+    "Attention",
+    "Block",
+    "Blueprint",
+    "CannotDecode",
+    "Decoder",
+    "FeedForward",
     "Layer",
+    "Memory",
     "Operand",
     "Operands",
     "PackedFolderError",
     "PackedTernaryLinear",
+    "Recursion",
+    "Rotary",
     "Rounding",
     "SharedInput",
     "TernaryLinear",
