@@ -14,18 +14,8 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from forgelib.models import CognateForCausalLM
-from forgelib.quant import (
-    PATHS,
-    Attention,
-    Block,
-    Blueprint,
-    CannotDecode,
-    Decoder,
-    FeedForward,
-    Memory,
-    Recursion,
-    Rotary,
-)
+from forgelib.quant import PATHS, CannotDecode, Decoder
+from forgelib.quant.blueprint import Attention, Block, Blueprint, FeedForward, Memory, Recursion, Rotary
 
 #: A longer prompt is read by torch: its products of many tokens are faster then, for all its small operations.
 SHORT_PROMPT = 32

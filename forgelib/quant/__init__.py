@@ -1,6 +1,6 @@
-"""Floor 2: ternary weights: rounding them, packing them, multiplying with them, converting, storing and decoding a model."""
+"""Floor 2: ternary weights: rounding, packing, multiplying; whole models converted, stored and decoded."""
 
-from .blueprint import Attention, Block, Blueprint, FeedForward, Memory, Recursion, Rotary
+from .blueprint import Blueprint
 from .convert import Layer, convert, pack_model, plan, put_back, share_inputs, sizes
 from .decoder import CannotDecode, Decoder
 from .folder import PackedFolderError, load_packed, save_packed
@@ -12,20 +12,14 @@ from .ternary import Rounding, round_activations, round_tokens, round_weight, te
 
 __all__ = [
     "PATHS",
-    "Attention",
-    "Block",
     "Blueprint",
     "CannotDecode",
     "Decoder",
-    "FeedForward",
     "Layer",
-    "Memory",
     "Operand",
     "Operands",
     "PackedFolderError",
     "PackedTernaryLinear",
-    "Recursion",
-    "Rotary",
     "Rounding",
     "SharedInput",
     "TernaryLinear",
