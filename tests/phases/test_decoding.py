@@ -218,6 +218,16 @@ def test_an_architecture_or_state_that_it_does_not_know_is_decoded_by_torch_and_
     assert "bfloat16" in refused(lambda m: m.to(torch.bfloat16), "cognate")
 
 
+@pytest.mark.parametrize("by", ["native", "torch"])
+def test_logits_that_are_no_numbers_stop_the_text(by, monkeypatch):
+    model = packed("llama")
+    model.model.norm.weight.data.fill_(float("nan"))
+    if by == "torch":
+        monkeypatch.setattr(native, "kernel", lambda: None)
+    with pytest.raises(FloatingPointError, match="NaN"):
+        greedy(model, prompt(3), 4)
+
+
 def test_batches_and_empty_prompts_are_refused():
     model = packed("llama")
     for shape in ((2, 3), (1, 0), (3,)):

@@ -1,11 +1,13 @@
 """The native decoder below any model: layers in panels, a head of any size on every path, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from forgelib.quant import PATHS, Blueprint, CannotDecode, Decoder, kernel_in_use, native
-from forgelib.quant.blueprint import Rotary
+from forgelib.quant.blueprint import Attention, Block, FeedForward, Memory, Rotary
 from forgelib.quant.decoder import in_panels
 
 compiled = pytest.mark.skipif(native.kernel() is None, reason=f"no kernel here: {native.why_not()}")
@@ -111,6 +113,43 @@ def test_what_does_not_fit_is_refused():
     wrong.embedding.data = wrong.embedding.to(torch.bfloat16)
     with pytest.raises(CannotDecode, match=r"bfloat16 on cpu"):
         Decoder(wrong)
+
+
+def test_a_part_of_another_size_is_refused_before_native_code_reads_it():
+    whole = only_a_head(8, 20, half=True)
+    with pytest.raises(ValueError, match=r"head is \[20, 7\]: here it must be \[20, 8\]"):
+        replace(whole, head=nn.Linear(7, 20))
+    with pytest.raises(ValueError, match=r"norm is \[9\]"):
+        replace(whole, norm=torch.ones(9))
+    with pytest.raises(ValueError, match=r"rotary.frequencies is \[1\]"):
+        replace(whole, head_width=4)
+    with pytest.raises(ValueError, match="cannot share 2"):
+        replace(whole, heads=3, kv_heads=2)
+    attention = Attention(*(nn.Linear(8, 2) for _ in range(3)), nn.Linear(2, 8))
+    feed = FeedForward(nn.Linear(8, 5), nn.Linear(8, 5), nn.Linear(5, 8))
+    block = Block(torch.ones(8), attention, torch.ones(8), feed)
+    replace(whole, blocks=[block])
+    for part, name, wrong in ((attention, "value", nn.Linear(8, 3)), (feed, "down", nn.Linear(6, 8))):
+        field = "attention" if part is attention else "feed"
+        with pytest.raises(ValueError, match=rf"blocks\[0\].{field}.{name} is"):
+            replace(whole, blocks=[replace(block, **{field: replace(part, **{name: wrong})})])
+    memory = Memory(
+        *(nn.Linear(8, 8) for _ in range(3)),
+        gates=nn.Linear(8, 6),
+        conv=torch.ones(24, 1, 4),
+        initial=torch.zeros(2, 4, 4),
+        horizon=9,
+        y_norm=torch.ones(8),
+        m_norm=torch.ones(8),
+        mix=nn.Linear(16, 8),
+    )
+    square = replace(block, attention=Attention(*(nn.Linear(8, 8) for _ in range(4))), memory=memory)
+    wide = replace(whole, heads=4, kv_heads=4, blocks=[square])
+    for name, wrong in (("gates", nn.Linear(8, 5)), ("conv", torch.ones(23, 1, 4)), ("initial", torch.zeros(2, 4, 3))):
+        with pytest.raises(ValueError, match=rf"memory.{name} is"):
+            replace(wide, blocks=[replace(square, memory=replace(memory, **{name: wrong}))])
+    with pytest.raises(ValueError, match=r"attention.query is \[2, 8\]: here it must be \[8, 8\]"):
+        replace(whole, blocks=[replace(block, memory=memory)])
 
 
 @compiled
