@@ -22,45 +22,54 @@ namespace {
 constexpr size_t PANEL = 64, AT_ONCE = 8;  // outputs of a panel; panels that a thread takes at once
 constexpr size_t AHEAD = 2048;             // bytes to fetch ahead
 
-typedef float Lanes __attribute__((vector_size(64)));
-typedef uint32_t Bits __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+// As many floats as one register holds. Wider vectors than that, the compiler moves through memory.
+#if defined(__AVX512F__)
+constexpr size_t WIDE = 16;
+#elif defined(__AVX2__)
+constexpr size_t WIDE = 8;
+#else
+constexpr size_t WIDE = 4;
+#endif
+constexpr size_t PASS = std::min(PANEL, 8 * WIDE);  // outputs whose sums fit into registers at once
 
-INLINE Lanes widened(const float* from) {
-    Lanes lanes;
-    std::memcpy(&lanes, from, sizeof lanes);
-    return lanes;
+typedef float Floats __attribute__((vector_size(4 * WIDE)));
+typedef uint32_t Bits __attribute__((vector_size(4 * WIDE)));
+typedef uint16_t Halves __attribute__((vector_size(2 * WIDE)));
+
+INLINE Floats widened(const float* from) {
+    Floats floats;
+    std::memcpy(&floats, from, sizeof floats);
+    return floats;
 }
 
-// Sixteen float16 as float32, exactly.
-INLINE Lanes widened(const uint16_t* from) {
+// float16 as float32, exactly.
+INLINE Floats widened(const uint16_t* from) {
 #if defined(__AVX512F__)
-    return (Lanes)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
-#elif defined(__F16C__)
-    Lanes lanes;
-    for (int half = 0; half < 2; half++) {
-        const __m256 eight = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + 8 * half)));
-        std::memcpy((float*)&lanes + 8 * half, &eight, sizeof eight);
-    }
-    return lanes;
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__F16C__) && defined(__AVX2__)
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
 #else  // exponent and fraction moved to their places, then 2^112 for the two offsets of the exponent; no infinities
     Halves halves;
     std::memcpy(&halves, from, sizeof halves);
     const Bits bits = __builtin_convertvector(halves, Bits);
-    const Lanes size = (Lanes)((bits & 0x7fff) << 13) * 0x1p112f;
-    return (Lanes)((Bits)size | (bits & 0x8000) << 16);
+    const Floats size = (Floats)((bits & 0x7fff) << 13) * 0x1p112f;
+    return (Floats)((Bits)size | (bits & 0x8000) << 16);
 #endif
 }
 
 // sums [64] = one panel times x.
 template <class Value>
 INLINE void run_panel(const Value* panel, const float* x, size_t inputs, float* sums) {
-    Lanes sum[PANEL / LANES] = {};
-    for (size_t k = 0; k < inputs; k++, panel += PANEL) {
-        for (size_t b = 0; b < PANEL * sizeof *panel; b += 64) __builtin_prefetch((const char*)panel + AHEAD + b);
-        for (size_t j = 0; j < PANEL / LANES; j++) sum[j] += widened(panel + LANES * j) * x[k];
+    for (size_t first = 0; first < PANEL; first += PASS) {
+        Floats sum[PASS / WIDE] = {};
+        const Value* weights = panel + first;
+        for (size_t k = 0; k < inputs; k++, weights += PANEL) {
+            for (size_t b = 0; b < PASS * sizeof *weights; b += 64)
+                __builtin_prefetch((const char*)weights + AHEAD + b);
+            for (size_t j = 0; j < PASS / WIDE; j++) sum[j] += widened(weights + WIDE * j) * x[k];
+        }
+        std::memcpy(sums + first, sum, sizeof sum);
     }
-    std::memcpy(sums, sum, sizeof sum);
 }
 
 // What threads share out among them.

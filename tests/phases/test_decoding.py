@@ -64,13 +64,15 @@ def prompt(length: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def by_torch(model: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, list[int], list[int]]:
+def by_torch(
+    model: PreTrainedModel, ids: torch.Tensor, n_steps: int = NEW
+) -> tuple[torch.Tensor, list[int], list[int]]:
     """Logits [N, V] of N greedy steps with a cache, the tokens, and the recursion's cycles of all but the prompt."""
     output = model(input_ids=ids, use_cache=True)
     logits, tokens, cycles = [output.logits[0, -1]], [], []
     while True:
         tokens.append(int(logits[-1].argmax()))
-        if len(tokens) == NEW:
+        if len(tokens) == n_steps:
             return torch.stack(logits), tokens, cycles
         output = model(input_ids=torch.tensor([[tokens[-1]]]), past_key_values=output.past_key_values)
         logits.append(output.logits[0, -1])
@@ -100,12 +102,12 @@ def test_without_rounding_every_logit_is_that_of_torch(family, short, monkeypatc
     decoder = native_decoder(model)
     for length in (1, 40):
         ids = prompt(length)
-        expected, tokens, _ = by_torch(model, ids)
+        expected, tokens, _ = by_torch(model, ids, 20)
         assert float(differences(native_logits(model, decoder, ids, tokens), expected).max()) < 1e-5
 
 
 @compiled
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "cognate", "cognate-one-layer"])
 def test_the_tokens_are_those_of_the_packed_model(family):
     model = packed(family)
     decoder = native_decoder(model)
