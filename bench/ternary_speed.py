@@ -2,9 +2,11 @@
 
     layers   forgelib.quant.multiply, rounding of the activations and making the output included, against F.linear
     stack    twelve blocks of width 576 (48M weights), q, k, v and gate, up in one call each, module calls included
-    decode   greedy decoding of the 25M Cognate with a cache, milliseconds of a token
+    decode   greedy decoding of the 25M Cognate and of a Llama with the sizes of SmolLM2-135M, random weights: torch's
+             generate in float32 and with packed layers, and the native decoder with packed ones; as a control, the
+             native decoder in float32, which shows how much is won by leaving torch and how much by ternary weights
 
-The two take turns, so a busy machine slows both; each turn is timed in the thread's own processor time, which does not
+They take turns, so a busy machine slows all; each turn is timed in the thread's own processor time, which does not
 count waiting for the other processes, and a figure is a median over turns. Within a turn, weights may stay in the
 cache, if they fit, as they do while a model generates. A busy neighbour still takes its share of
 memory and cache, so the ratios of two runs differ. G/s counts ternary multiply-adds: a
@@ -19,9 +21,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from bench.table import main
 from forgelib.models import CognateConfig, CognateForCausalLM
+from forgelib.phases.decoding import greedy, native_decoder
 from forgelib.quant import SharedInput, TernaryLinear, convert, kernel_in_use, multiply, pack_model
 
 TITLE = "(g) packed ternary weights against torch float32"
@@ -115,31 +119,52 @@ def stack(quick: bool) -> list[dict]:
     return rows
 
 
-def decode(quick: bool) -> list[dict]:
-    """One row: a token of the 25M model, random weights, so every token takes its three cycles."""
-    torch.manual_seed(0)
-    full = CognateForCausalLM(CognateConfig.full(act_threshold=0.9999)).eval()
+def cognate(quick: bool) -> CognateForCausalLM:
+    """The 25M model; with random weights and this threshold every token takes its three cycles."""
+    return CognateForCausalLM(CognateConfig.full(act_threshold=0.9999, **({"n_layers": 1} if quick else {})))
+
+
+def llama(quick: bool) -> LlamaForCausalLM:
+    """SmolLM2-135M's sizes."""
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 1 if quick else 30}
+    sizes = {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, **heads}
+    return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True, eos_token_id=None))
+
+
+def decode(name: str, full: PreTrainedModel, quick: bool) -> list[dict]:
+    """A row for each way of decoding: microseconds of a new token, reading the prompt of 16 included."""
     ternary = copy.deepcopy(full)
     convert(ternary)
     pack_model(ternary)
-    ids = torch.arange(16)[None]
-    n_tokens = 4 if quick else 32
+    ids, n_tokens = torch.arange(16)[None], 4 if quick else 64
     options = {"max_new_tokens": n_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    taken = turns(
-        [lambda: full.generate(ids, **options), lambda: ternary.generate(ids, **options)], 1, 2 if quick else 7
-    )
-    per_token = [[t / n_tokens for t in times] for times in taken]
-    speeds = {
-        f"{name} tokens/s": 1e6 / statistics.median(t)
-        for name, t in zip(("float32", "ternary"), per_token, strict=True)
+    own = {"float32": native_decoder(full), "packed": native_decoder(ternary)}
+    ways = {
+        "torch float32": lambda: full.generate(ids, **options),
+        "torch packed": lambda: ternary.generate(ids, **options),
+        "native float32": lambda: greedy(full, ids, n_tokens, decoder=own["float32"]),
+        "native packed": lambda: greedy(ternary, ids, n_tokens, decoder=own["packed"]),
     }
-    return [row("25M Cognate, greedy", 1, per_token, **speeds)]
+    taken = [[t / n_tokens for t in times] for times in turns(list(ways.values()), 1, 2 if quick else 7)]
+    return [
+        {
+            "what": f"{name}, {way}",
+            "tokens": 1,
+            "us a token": statistics.median(times),
+            "tokens/s": 1e6 / statistics.median(times),
+            "speed-up": statistics.median(a / b for a, b in zip(taken[0], times, strict=True)),
+        }
+        for way, times in zip(ways, taken, strict=True)
+    ]
 
 
 @torch.no_grad()
 def run(quick: bool = False) -> list[dict]:
-    """Rows of layers, stack and model: medians in microseconds of processor time and how often ternary is as fast."""
-    rows = [*layers(quick), *stack(quick), *decode(quick)]
+    """Rows of layers, stack and models: medians in microseconds of processor time, and how many times as fast."""
+    torch.manual_seed(0)
+    rows = [*layers(quick), *stack(quick)]
+    for name, build in (("25M Cognate", cognate), ("SmolLM2-135M", llama)):
+        rows += decode(f"{name}{', one layer' if quick else ''}", build(quick).eval(), quick)
     return [{**r, "kernel": kernel_in_use()} if i == 0 else r for i, r in enumerate(rows)]
 
 

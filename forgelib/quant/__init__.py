@@ -1,6 +1,8 @@
-"""Floor 2: ternary weights: rounding them, packing them, multiplying with them, converting and storing a model."""
+"""Floor 2: ternary weights: rounding, packing, multiplying; whole models converted, stored and decoded."""
 
+from .blueprint import Blueprint
 from .convert import Layer, convert, pack_model, plan, put_back, share_inputs, sizes
+from .decoder import CannotDecode, Decoder
 from .folder import PackedFolderError, load_packed, save_packed
 from .linear import PackedTernaryLinear, SharedInput, TernaryLinear
 from .native import PATHS
@@ -10,6 +12,9 @@ from .ternary import Rounding, round_activations, round_tokens, round_weight, te
 
 __all__ = [
     "PATHS",
+    "Blueprint",
+    "CannotDecode",
+    "Decoder",
     "Layer",
     "Operand",
     "Operands",

@@ -2,7 +2,8 @@
 
 ternary_kernel.cpp needs a C++17 compiler, ternary_binding.cpp Python's headers besides (torch brings its own). Without
 the binding the kernel is called through ctypes; without a compiler there is no kernel, and torch multiplies int8.
-Nothing is raised: `kernel()` is None then, and `why_not()` says why.
+Nothing is raised: `kernel()` is None then, and `why_not()` says why. decoder.cpp is compiled when a model is first
+decoded with it, for one path of the kernel.
 """
 
 import ctypes
@@ -32,6 +33,12 @@ FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-w", "-ffp-contract=off", "-f
 COMPILERS = ("c++", "g++", "clang++")
 #: What the kernel can run on, in the order of its table.
 PATHS = {"portable": "portable C++", "avx2": "AVX2", "vnni": "AVX-512 VNNI"}
+#: What the compiler may use on each path, where a whole file is compiled for it.
+PATH_FLAGS = {
+    "portable": (),
+    "avx2": ("-mavx2", "-mf16c"),
+    "vnni": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mprefer-vector-width=512"),
+}
 #: Below so many multiply-adds a second thread costs more than it brings.
 WORTH_THREADS = 2**19
 SECONDS = 300
@@ -99,6 +106,18 @@ def load() -> tuple[Kernel | None, str]:
     return Kernel(library.ternary_linears, paths, bool(library.ternary_threads()), binding, reason), ""
 
 
+@cache
+def decoder(path: str) -> object:
+    """decoder_step(model, position, token, threads, logits) of decoder.cpp for a path of the kernel, through ctypes.
+
+    Raises CannotBuild, which says why.
+    """
+    step = ctypes.CDLL(str(built("decoder", flags=PATH_FLAGS[path]))).decoder_step
+    address, size = ctypes.c_void_p, ctypes.c_size_t
+    step.argtypes, step.restype = [address, size, size, size, address], size
+    return step
+
+
 def find_compiler() -> str:
     """$CXX, else the first of COMPILERS on the path. Raises CannotBuild where there is none."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
@@ -108,15 +127,17 @@ def find_compiler() -> str:
     raise CannotBuild(f"no C++ compiler found ({', '.join(names)}): install g++ or clang for the fast kernel")
 
 
-def built(name: str, headers: bool = False) -> Path:
-    """The library compiled from <name>.cpp, from the cache or into it; with `headers` against Python and torch.
+def built(name: str, headers: bool = False, flags: Sequence[str] = ()) -> Path:
+    """The library compiled from <name>.cpp and its parts <name>_*.h, from the cache or into it; with `headers` against
+    Python and torch.
 
     Two processes may build at once: each into its own folder, and the rename is atomic. Raises CannotBuild.
     """
     source = HERE / f"{name}.cpp"
-    flags = [*FLAGS, *(_flags_for_torch() if headers else ())]
+    flags = [*FLAGS, *flags, *(_flags_for_torch() if headers else ())]
+    sources = [part.read_bytes() for part in (source, *sorted(HERE.glob(f"{name}_*.h")))]
     system = (platform.system(), platform.machine(), *((torch.__version__,) if headers else ()))
-    key = hashlib.sha256(b"|".join([source.read_bytes(), *(part.encode() for part in (*flags, *system))]))
+    key = hashlib.sha256(b"|".join([*sources, *(part.encode() for part in (*flags, *system))]))
     target = _folder() / f"{name}-{key.hexdigest()[:20]}.so"
     if not _opens(target):
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:

@@ -97,7 +97,7 @@ def test_two_processes_may_build_at_once(tmp_path):
 def test_the_sources_are_in_the_installed_package():
     root = Path(__file__).resolve().parents[2]
     data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["forgelib"]
-    for source in native.HERE.glob("*.cpp"):
+    for source in (*native.HERE.glob("*.cpp"), *native.HERE.glob("*.h")):
         assert any(source.relative_to(root / "forgelib").match(pattern) for pattern in data), source
 
 
