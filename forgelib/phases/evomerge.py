@@ -166,7 +166,7 @@ def next_population(
     before = diversity([m.genome for m in members])
     place = len(members) - 1
     while place >= len(elites) and diversity([m.genome for m in members]) <= config.least_diversity:
-        members[place] = Member(_most_different(members, dice, config, seen), "fresh")
+        members[place] = Member(_newcomer(members, dice, config, seen), "fresh")
         place -= 1
     return members, before
 
@@ -200,13 +200,13 @@ def _most_promising(members: Sequence[Member], surrogate: Surrogate) -> Member:
     return members[int(np.argmax(mean + DOUBT * deviation))]
 
 
-def _most_different(
-    members: Sequence[Member], dice: random.Random, config: EvolutionConfig, seen: dict[str, dict]
-) -> Genome:
-    """A random genome of the recipe that differs from the population's in most bits; of equals, the least tried one."""
-    taken, tried = [m.genome.bits for m in members], Counter(result["genome"]["bits"] for result in seen.values())
+def _newcomer(members: Sequence[Member], dice: random.Random, config: EvolutionConfig, seen: dict[str, dict]) -> Genome:
+    """A random genome of the recipe that was tried least; of equals, of the one that differs from the population's in
+    most bits."""
+    taken = [m.genome.bits for m in members]
+    tried = Counter(taken) + Counter(result["genome"]["bits"] for result in seen.values())
     far = {r: sum(a != b for one in taken for a, b in zip(r, one, strict=True)) for r in RECIPES}
-    bits = max(RECIPES, key=lambda r: (far[r], -tried[r], r))
+    bits = min(RECIPES, key=lambda r: (tried[r], -far[r], r))
     return random_genome(dice, config.n_models, config.n_layers, bits)
 
 

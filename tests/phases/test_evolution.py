@@ -105,12 +105,12 @@ def test_fresh_blood_keeps_the_recipes_diverse():
 
 
 @pytest.mark.parametrize("rare", RECIPES)
-def test_of_recipes_equally_different_the_least_tried_one_comes(rare):
-    """Beside 000 and 111 every recipe differs in three bits."""
-    members = [Member(default_genome(bits, 3, 4), "given") for bits in ("000", "111")]
-    tried = [default_genome(bits, 3, 4) for bits in RECIPES for _ in range(2 - (bits == rare))]
+def test_the_newcomer_is_of_the_recipe_that_was_tried_least(rare):
+    members = [Member(default_genome("000", 3, 4), "given")]
+    tried = [default_genome(bits, 3, 4) for bits in RECIPES for _ in range(5 - 3 * (bits == rare))]
     seen = {str(i): {"genome": genome.to_dict()} for i, genome in enumerate(tried)}
-    assert evomerge._most_different(members, random.Random(0), CONFIG, seen).bits == rare
+    assert evomerge._newcomer(members, random.Random(0), CONFIG, seen).bits == rare
+    assert evomerge._newcomer(members, random.Random(0), CONFIG, {}).bits == "111", "of equals, the most different"
 
 
 def test_it_stops_after_five_generations_without_gain():
