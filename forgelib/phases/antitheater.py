@@ -138,7 +138,10 @@ class _Trial:
             self.strategies, self.config.n_thought_problems, self._seed("problems with thoughts")
         )
         variation = self.variation(with_thoughts, thoughts, answers)
-        coherence, utility, sampled = self.agreed(with_thoughts)
+        with_thoughts, sampled, answered = self.sampled(with_thoughts)
+        unlooked = np.full(len(with_thoughts) - len(variation["swapped"]), np.nan)
+        variation = {name: np.concatenate([found, unlooked]) for name, found in variation.items()}
+        coherence, utility = self.agreed(with_thoughts, sampled, answered)
         distances = self.distances(sampled, with_thoughts)
         judge = _Judge(self, correct, with_thoughts, variation, coherence, utility, distances)
         by_strategy = {name: judge.findings([name]) for name in names}
@@ -192,11 +195,31 @@ class _Trial:
             for name in SPOILT
         }
 
-    def agreed(self, problems: np.ndarray) -> tuple[dict, dict, list[list[Ids]]]:
-        """Agreement and right or wrong [P, K] of sampled thoughts, own and spoilt, and the thoughts themselves."""
-        k, prompts = self.config.thoughts, [self.prompts[i] for i in problems]
-        sampled = self.thinker.think(prompts, n=k, seed=self._seed("sampled"), temperature=self.config.temperature)
+    def sampled(self, problems: np.ndarray) -> tuple[np.ndarray, list[list[Ids]], list[list[str]]]:
+        """Problems, K thoughts of each, the answers after them: of the given problems, and then of all others of a
+        strategy in which fewer than MIN_ERRORS of them went wrong."""
+        thoughts, answers = self._sampled(problems, "sampled")
+        wrong = [not self.right(some, [i] * len(some)).all() for i, some in zip(problems, answers, strict=True)]
+        names = np.array(self.strategies)
+        lacking = [n for n in dict.fromkeys(self.strategies) if sum(names[problems[wrong]] == n) < MIN_ERRORS]
+        rest = np.setdiff1d(np.flatnonzero(np.isin(names, lacking)), problems)
+        if len(rest):
+            more = self._sampled(rest, "sampled of the rest")
+            problems, thoughts, answers = np.concatenate([problems, rest]), thoughts + more[0], answers + more[1]
         self._step("sampled thoughts")
+        return problems, thoughts, answers
+
+    def _sampled(self, problems: np.ndarray, name: str) -> tuple[list[list[Ids]], list[list[str]]]:
+        k, prompts = self.config.thoughts, [self.prompts[i] for i in problems]
+        thoughts = self.thinker.think(prompts, n=k, seed=self._seed(name), temperature=self.config.temperature)
+        flat = self.thinker.answer([p for p in prompts for _ in range(k)], [t for row in thoughts for t in row])
+        return thoughts, [flat[i : i + k] for i in range(0, len(flat), k)]
+
+    def agreed(
+        self, problems: np.ndarray, sampled: list[list[Ids]], answered: list[list[str]]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Agreement and right or wrong [P, K] of sampled thoughts, own and spoilt."""
+        k, prompts = self.config.thoughts, [self.prompts[i] for i in problems]
         flat, repeated = [t for row in sampled for t in row], [p for p in prompts for _ in range(k)]
         where = np.repeat(problems, k)
         # donors by problem: a problem's K swapped thoughts are the K thoughts of one other
@@ -211,11 +234,14 @@ class _Trial:
         }
         coherence, utility = {}, {}
         for name, some in conditions.items():
-            answers = self.thinker.answer(repeated, some)
-            coherence[name] = theater.agreement([answers[i : i + k] for i in range(0, len(answers), k)])
-            utility[name] = self.right(answers, where).reshape(-1, k).astype(float)
+            found = answered
+            if name != "own":
+                answers = self.thinker.answer(repeated, some)
+                found = [answers[i : i + k] for i in range(0, len(answers), k)]
+            coherence[name] = theater.agreement(found)
+            utility[name] = self.right([a for row in found for a in row], where).reshape(-1, k).astype(float)
             self._step(f"agreement, {name}")
-        return coherence, utility, sampled
+        return coherence, utility
 
     def distances(self, sampled: list[list[Ids]], problems: np.ndarray) -> dict[str, np.ndarray]:
         """Normalised edit distance to the greedy continuation, of a sampled thought of n_samples problems and of it
@@ -268,7 +294,7 @@ class _Judge:
             _gain(means, drawn, paths, n, note),
             _gain(means, drawn, list(SPOILT), n, ""),
             *self._correlation(strategies),
-            self._mean_of(self.variation, "swapped", strategies),
+            self._mean_of(self.variation, "swapped", strategies, skip_nan=True),
             {name: float(share) for name, share in means.items()},
         )
 

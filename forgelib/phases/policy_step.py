@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from forgelib.core.rng import stream
 from forgelib.data import Vocabulary
-from forgelib.phases.rewards import binary_rewards, kl_per_token, leave_one_out, likelihood_rewards, policy_terms
+from forgelib.phases.rewards import (
+    binary_rewards,
+    entropy_per_token,
+    kl_per_token,
+    leave_one_out,
+    likelihood_rewards,
+    policy_terms,
+)
 from forgelib.thoughts import ThoughtConfig, Thoughts, sample_thoughts
 from forgelib.thoughts.causal_lm import CausalLM
 from forgelib.thoughts.drawing import policy
@@ -90,7 +97,7 @@ class PolicyStep:
             )
         rewards = self.rewards(problems, log_likelihoods, right)
         advantages = leave_one_out(rewards)
-        found = self.gradient(rows, advantages)
+        found = self.gradient(rows, advantages, lost=~right.any(1))
         return {
             "reward": float(log_likelihoods.mean()) if self.config.reward == "likelihood" else float(rewards.mean()),
             "likelihood": float(log_likelihoods.mean()),
@@ -158,14 +165,17 @@ class PolicyStep:
         nothing = torch.zeros_like(answer)
         return binary_rewards(right, self.answers(Rows(ids, nothing, answer, right))[1])
 
-    def gradient(self, rows: Rows, advantages: Tensor) -> dict[str, float]:
-        """-A log P(thought) + kl_coefficient KL, mean over the B K thoughts, differentiated group by group.
+    def gradient(self, rows: Rows, advantages: Tensor, lost: Tensor) -> dict[str, float]:
+        """-A log P(thought) + kl_coefficient KL - entropy_coefficient H, mean over the B K thoughts, differentiated
+        group by group; H counts for the thoughts of problems that are `lost`, times the share of those that are not.
 
-        advantages: [B, K]. Returns kl_divergence (nats a token), grad_norm before it was clipped, and thought_signal:
-        the norm of what the first term alone gives the logits."""
+        advantages: [B, K]; lost: bool [B]. Returns kl_divergence (nats a token), grad_norm before it was clipped, and
+        thought_signal: the norm of what the first term alone gives the logits."""
         of, n_rows, kl_sum, signal, start = rows.of.flatten(), len(rows.input_ids), 0.0, 0.0, 0
         worth = advantages.new_zeros(n_rows).index_add(0, of, advantages.flatten())
         times = torch.bincount(of, minlength=n_rows).to(worth.dtype)
+        explored = (lost * (1 - lost.float().mean()))[:, None].expand_as(advantages).flatten()
+        explored = torch.zeros_like(worth).index_add(0, of, explored.to(worth.dtype))
         for some in self._groups(rows):
             here = slice(start, start + len(some.input_ids))
             start = here.stop
@@ -174,11 +184,14 @@ class PolicyStep:
             log_probs = _by_row(drawn_from.gather(-1, targets[:, None])[:, 0], row, len(some.input_ids))
             with torch.no_grad():
                 frozen = torch.log_softmax(self._read(self.reference, some, some.thought)[0], -1)
-            kl = (kl_per_token(torch.log_softmax(logits, -1), frozen) * times[here][row]).sum()
+            log_policy = torch.log_softmax(logits, -1)
+            kl = (kl_per_token(log_policy, frozen) * times[here][row]).sum()
+            entropy = (entropy_per_token(log_policy) * explored[here][row]).sum()
             terms = policy_terms(log_probs, worth[here]).sum() / len(of)
             if terms.requires_grad:
                 signal += float(torch.autograd.grad(terms, logits, retain_graph=True)[0].square().sum())
-            (terms + self.config.kl_coefficient * kl / len(of)).backward()
+            held = self.config.kl_coefficient * kl - self.config.entropy_coefficient * entropy
+            (terms + held / len(of)).backward()
             kl_sum += float(kl.detach())
         n_tokens = float((rows.thought.sum(1) * times).sum())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)

@@ -7,6 +7,12 @@ An episode is a problem with K thoughts. In a step the thoughts of all its probl
 answer is read after each, and the log-probabilities of the thought tokens are moved by what their thought was worth
 beside the others of the same problem. KL to the frozen baked model keeps the language of the thoughts.
 
+Muon's step is as long for a small gradient as for a large one. So the learning rates are scaled by the share of a
+step's problems in which one thought was worth more than another: where all are solved, the weights stay where they are.
+A problem that every thought gets wrong, and all in the same way, teaches nothing by itself. There, and only there, an
+entropy term makes the thoughts differ, until one of them is right. The more of a step's problems are lost like that,
+the less it counts: a model that is right nowhere would only forget how to write.
+
 Rows are read and differentiated a group at a time, so that no tensor of batch x length x vocabulary is ever kept. What
 would fail silently stops the run: rewards that are all equal, thoughts that are all the same, a gradient that does not
 reach them.
@@ -55,9 +61,10 @@ class SilentFailure(RuntimeError):
 @dataclass(frozen=True)
 class ReinforceConfig:
     """episodes: problems in all; batch_size: problems in a step; n_thoughts: K for each; thought_tokens: limit of a
-    thought, its outer tokens counted; reward: one of REWARDS; reward_limit: nats; rows_at_once: problems times thoughts
-    in one forward pass, memory only; check_every: episodes between two checks; alarm_steps: steps without any signal
-    after which the run stops.
+    thought, its outer tokens counted; reward: one of REWARDS; reward_limit: nats; entropy_coefficient: weight of the
+    entropy (nats a thought) of problems that no thought gets right; rows_at_once: problems times thoughts in one
+    forward pass, memory only; check_every: episodes between two checks; alarm_steps: steps without any signal after
+    which the run stops.
     """
 
     seed: int
@@ -70,6 +77,7 @@ class ReinforceConfig:
     reward: str = "likelihood"
     reward_limit: float = 5.0
     kl_coefficient: float = 0.1
+    entropy_coefficient: float = 2.0
     gradient_clip: float = 1.0
     muon_lr: float = 5e-4
     adamw_lr: float = 5e-4
@@ -82,8 +90,11 @@ class ReinforceConfig:
         if self.reward not in REWARDS:
             raise ValueError(f"reward = {self.reward!r}: must be one of {', '.join(REWARDS)}")
         whole = ("episodes", "batch_size", "rows_at_once", "check_every", "alarm_steps")
-        if not (self.kl_coefficient >= 0 and self.gradient_clip > 0 and self.reward_limit > 0):
-            raise ValueError(f"kl_coefficient must be at least 0, gradient_clip and reward_limit above it: {self}")
+        if not (min(self.kl_coefficient, self.entropy_coefficient) >= 0 < min(self.gradient_clip, self.reward_limit)):
+            raise ValueError(
+                "kl_coefficient and entropy_coefficient must be at least 0, gradient_clip and reward_limit above it: "
+                f"{self}"
+            )
         for name, least in [*((name, 1) for name in whole), ("n_thoughts", 2), ("thought_tokens", 2)]:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {least}")
@@ -153,11 +164,11 @@ def reinforce(
     model.train(not _drops(model))
     with loop:
         for step in loop:
-            scale = min(1.0, (step + 1) / max(1, config.warmup_steps))
-            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * scale
             chosen = [asked[i] for i in _problems(len(asked), step, config)]
             record = {"step": step, **policy_step(chosen, step)}
+            scale = min(1.0, (step + 1) / max(1, config.warmup_steps)) * (1 - record["zero_advantage"])
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * scale
             if not math.isfinite(record["grad_norm"]):
                 raise NonFiniteError(step, first_nonfinite(model, lambda: None) or "the gradients")
             if record["grad_norm"] > NOTHING:

@@ -52,3 +52,8 @@ def kl_per_token(log_probs: Tensor, reference: Tensor) -> Tensor:
     """KL(policy || reference) in nats at each token, exact over the vocabulary: [..., V] -> [...]."""
     kl = log_probs.exp() * (log_probs - reference)
     return torch.where(log_probs.isfinite(), kl, 0.0).sum(-1)
+
+
+def entropy_per_token(log_probs: Tensor) -> Tensor:
+    """-sum P log P in nats at each token, over the vocabulary: [..., V] -> [...]."""
+    return -torch.where(log_probs.isfinite(), log_probs.exp() * log_probs, 0.0).sum(-1)

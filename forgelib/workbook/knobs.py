@@ -164,7 +164,7 @@ class QuietRL(Parameters):
     train_rows: int = Field(2000, ge=10, le=1_000_000, description="problems trained on")
     check_rows: int = Field(100, ge=10, le=100_000, description="held-out problems of the checks on the way")
     gate_rows: int = Field(300, ge=10, le=100_000, description="further held-out problems that the gate is measured on")
-    episodes: int = Field(960, ge=1, le=10_000_000, description="problems shown, each with n_thoughts thoughts")
+    episodes: int = Field(1600, ge=1, le=10_000_000, description="problems shown, each with n_thoughts thoughts")
     batch_size: int = Field(16, ge=1, le=4096, description="episodes in one optimizer step")
     n_thoughts: int = Field(6, ge=2, le=64, description="thoughts sampled of each problem")
     thought_tokens: int = Field(48, ge=4, le=4096, description="tokens of a thought at most, its outer ones counted")
@@ -173,8 +173,11 @@ class QuietRL(Parameters):
     top_p: float = Field(0.9, gt=0, le=1, description="nucleus that thoughts are sampled from")
     reward: Literal["likelihood", "binary"] = Field("likelihood", description="what a thought earns")
     kl_coefficient: float = Field(0.1, ge=0, le=1000, description="weight of the KL to the baked model")
-    muon_lr: float = Field(0.002, gt=0, le=1, description="learning rate of the hidden matrices, per step")
-    adamw_lr: float = Field(0.001, gt=0, le=1, description="learning rate of embeddings, norms and biases, per step")
+    entropy_coefficient: float = Field(
+        2.0, ge=0, le=1000, description="weight of the entropy of thoughts where none of a problem is right"
+    )
+    muon_lr: float = Field(0.004, gt=0, le=1, description="learning rate of the hidden matrices where all teaches")
+    adamw_lr: float = Field(0.002, gt=0, le=1, description="that of embeddings, norms and biases")
     rows_at_once: int = Field(32, ge=1, le=100_000, description="thoughts read in one forward pass: memory only")
     check_every: int = Field(480, ge=1, le=10_000_000, description="episodes between two anti-theater checks")
     dataset_samples: int = Field(10, ge=0, le=100_000, description="rows of GSM8K and ARC answered at each check")

@@ -115,13 +115,31 @@ def test_too_few_errors_is_a_verdict_of_its_own_and_no_pass(strategies):
         verdict.gate().enforce()
 
 
+class FewHardProblems(Needs):
+    hard = 0.01
+
+    def thought(self, prompt, slips, dice):
+        return super().thought(prompt, 0.9 if self.dice("hard", prompt).random() < self.hard else 0.0, dice)
+
+
+def test_where_too_few_go_wrong_all_problems_are_thought_about():
+    """160 problems hold about 6 errors, 400 about 16: the correlation is measured on all, causal use on the 160."""
+    thinker = FewHardProblems(0)
+    thinker.hard = 0.04
+    verdict = judged(thinker, 0)
+    wrong = (verdict.evidence.utility < 1).any(1)
+    assert wrong[: SMALL.n_thought_problems].sum() < MIN_ERRORS <= wrong.sum()
+    assert sorted(verdict.evidence.problems) == list(range(SMALL.n_problems))
+    found = verdict.overall
+    assert found.correlation.n == SMALL.n_problems and found.causal_use.n == SMALL.n_thought_problems
+    assert np.isfinite(verdict.evidence.total_variation).sum() == SMALL.n_thought_problems
+    assert found.correlation.value == pytest.approx(
+        np.corrcoef(verdict.evidence.coherence.ravel(), verdict.evidence.utility.ravel())[0, 1]
+    )
+
+
 def test_errors_are_counted_by_problem():
     """Many wrong thoughts of few problems are no more than those problems."""
-
-    class FewHardProblems(Needs):
-        def thought(self, prompt, slips, dice):
-            return super().thought(prompt, 0.9 if self.dice("hard", prompt).random() < 0.02 else 0.0, dice)
-
     verdict = judged(FewHardProblems(0), 0)
     wrong = 1 - verdict.evidence.utility
     assert wrong.sum() >= MIN_ERRORS / 2 and (wrong.any(1)).sum() < MIN_ERRORS

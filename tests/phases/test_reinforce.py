@@ -147,13 +147,44 @@ def test_thoughts_that_are_the_same_count_as_often_as_they_were_drawn(thinking):
     each = Rows(*(part[rows.of.flatten()] for part in (rows.input_ids, rows.thought, rows.answer)), rows.of)
     each = replace(each, of=torch.arange(rows.of.numel()).view_as(rows.of))
     advantages = torch.randn(rows.of.shape, generator=torch.Generator().manual_seed(0))
-    found = []
+    found, lost = [], torch.tensor([True, False, True])
     for some in (rows, each):
         model.zero_grad()
-        found.append((step.gradient(some, advantages), gradients(model).clone(), step.answers(some)[0][some.of]))
+        found.append((step.gradient(some, advantages, lost), gradients(model).clone(), step.answers(some)[0][some.of]))
     names = ("kl_divergence", "grad_norm")  # the signal of a row that stands for several is another sum of squares
     assert [found[0][0][n] for n in names] == pytest.approx([found[1][0][n] for n in names], rel=1e-4)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-6) and torch.allclose(found[0][2], found[1][2], atol=1e-5)
+
+
+@pytest.mark.parametrize("lost", [[False, False, False], [True, False, False], [True, True, True]])
+def test_only_where_nothing_is_right_do_thoughts_gain_from_differing(thinking, lost):
+    """Without advantages and KL the gradient is that of the lost problems' entropy, counted out row by row, times the
+    share of the problems that are not lost."""
+    model, tokenizer = thinking()
+    problems = [encoded(row, tokenizer) for row in ROWS[:3]]
+    config = replace(CONFIG, kl_coefficient=0.0, entropy_coefficient=0.7, gradient_clip=1e9)
+    step = PolicyStep(model, copy.deepcopy(model), tokenizer, WORDS, config)
+    rows = step.rows(problems, step.think(problems, 0))
+    model.zero_grad()
+    step.gradient(rows, torch.zeros(rows.of.shape), lost=torch.tensor(lost))
+    found = gradients(model).clone()
+    entropies = [0 * sum(parameter.sum() for parameter in model.parameters())]
+    for row in rows.of[torch.tensor(lost)].flatten().tolist():
+        logits = model(input_ids=rows.input_ids[row : row + 1]).logits[0, :-1][rows.thought[row, 1:]]
+        entropies.append(torch.distributions.Categorical(logits=logits).entropy().sum())
+    model.zero_grad()
+    (-0.7 * (1 - sum(lost) / 3) * sum(entropies) / rows.of.numel()).backward()
+    assert torch.allclose(found, gradients(model), atol=1e-6)
+    assert (float(found.norm()) > 1e-3) == (0 < sum(lost) < 3)
+
+
+def test_the_rates_follow_the_share_of_problems_that_teach(thinking, tmp_path):
+    model, tokenizer = thinking()
+    config = replace(CONFIG, episodes=60, n_thoughts=2, thought_tokens=3, top_p=0.04)
+    records = list(steps_of(model, tokenizer, tmp_path, config))
+    shares = {record["zero_advantage"] for record in records}
+    assert len(shares) > 2, "steps of different worth"
+    assert [r["learning_rate"] for r in records] == pytest.approx([0.01 * (1 - r["zero_advantage"]) for r in records])
 
 
 def test_kl_is_measured_against_the_frozen_model_and_holds_the_policy(thinking, tmp_path):
