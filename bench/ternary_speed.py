@@ -1,4 +1,4 @@
-"""(g) Packed ternary layers against torch's float32, one process: single layers, a stack, a whole model's decoding.
+"""(i) Packed ternary layers against torch's float32, one process: single layers, a stack, a whole model's decoding.
 
     layers   forgelib.quant.multiply, rounding of the activations and making the output included, against F.linear
     stack    twelve blocks of width 576 (48M weights), q, k, v and gate, up in one call each, module calls included
@@ -28,7 +28,7 @@ from forgelib.models import CognateConfig, CognateForCausalLM
 from forgelib.phases.decoding import greedy, native_decoder
 from forgelib.quant import SharedInput, TernaryLinear, convert, kernel_in_use, multiply, pack_model
 
-TITLE = "(g) packed ternary weights against torch float32"
+TITLE = "(i) packed ternary weights against torch float32"
 SHAPES = [(512, 512), (2048, 512), (512, 2048), (576, 576), (1536, 576), (576, 1536), (4096, 4096)]
 TOKENS = (1, 4, 8, 64, 256)
 #: Multiply-adds of a turn: long enough for the clock, short enough to alternate.
