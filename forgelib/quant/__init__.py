@@ -1,6 +1,9 @@
 """Floor 2: ternary weights: rounding them, packing them, multiplying with them, converting and storing a model."""
 
 from .convert import Layer, convert, pack_model, plan, put_back, share_inputs, sizes
+from .export_bitnet import ExportRefused, save_bitnet
+from .export_gguf import KINDS as GGUF_KINDS
+from .export_gguf import save_gguf
 from .folder import PackedFolderError, load_packed, save_packed
 from .linear import PackedTernaryLinear, SharedInput, TernaryLinear
 from .native import PATHS
@@ -9,7 +12,9 @@ from .product import Operand, Operands, kernel_in_use, multiply, multiply_all
 from .ternary import Rounding, round_activations, round_tokens, round_weight, ternarize
 
 __all__ = [
+    "GGUF_KINDS",
     "PATHS",
+    "ExportRefused",
     "Layer",
     "Operand",
     "Operands",
@@ -31,6 +36,8 @@ __all__ = [
     "round_activations",
     "round_tokens",
     "round_weight",
+    "save_bitnet",
+    "save_gguf",
     "save_packed",
     "share_inputs",
     "sizes",
