@@ -1,9 +1,9 @@
 """Floor 2: ternary weights: rounding them, packing them, multiplying with them, converting and storing a model."""
 
 from .convert import Layer, convert, pack_model, plan, put_back, share_inputs, sizes
-from .export_bitnet import ExportRefused, save_bitnet
+from .export_bitnet import ExportRefused, check_bitnet, save_bitnet
 from .export_gguf import KINDS as GGUF_KINDS
-from .export_gguf import save_gguf
+from .export_gguf import check_gguf, save_gguf
 from .folder import PackedFolderError, load_packed, save_packed
 from .linear import PackedTernaryLinear, SharedInput, TernaryLinear
 from .native import PATHS
@@ -23,6 +23,8 @@ __all__ = [
     "Rounding",
     "SharedInput",
     "TernaryLinear",
+    "check_bitnet",
+    "check_gguf",
     "convert",
     "from_base3",
     "kernel_in_use",

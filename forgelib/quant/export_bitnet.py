@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.bitnet import VALUES_PER_ITEM, pack_weights
 
 from .folder import rest_of
-from .linear import PackedTernaryLinear
+from .linear import PackedTernaryLinear, TernaryLinear
 from .packing import unpack
 
 
@@ -40,7 +40,7 @@ def save_bitnet(model: nn.Module, folder: Path | str, tokenizer=None) -> Path:
     there, outputs that are no multiple of 4, or a scale for each row: the format has one for each layer.
     """
     folder, layers = Path(folder), packed_layers(model)
-    _refuse_unknown(model, layers)
+    check_bitnet(model)
     rest, _, tied = rest_of(model)
     tensors = {name: tensor for name, tensor in rest.items() if name not in tied}
     for name, layer in layers.items():
@@ -79,7 +79,8 @@ def _stored(layer: PackedTernaryLinear) -> dict[str, Tensor]:
     return parts if layer.bias is None else {**parts, "bias": layer.bias}
 
 
-def _refuse_unknown(model: nn.Module, layers: dict[str, PackedTernaryLinear]) -> None:
+def check_bitnet(model: nn.Module) -> None:
+    """Raise ExportRefused where `save_bitnet` would, for a packed model or one that is only converted yet."""
     if not type(model).__module__.startswith("transformers."):
         raise ExportRefused(
             f"bitnet: plain transformers has no architecture {model.config.model_type!r} ({type(model).__name__}), so "
@@ -87,16 +88,20 @@ def _refuse_unknown(model: nn.Module, layers: dict[str, PackedTernaryLinear]) ->
         )
     with torch.device("meta"):
         plain = dict(AutoModelForCausalLM.from_config(model.config).named_modules())
-    for name, layer in layers.items():
-        if type(plain[name]) is not nn.Linear:
-            raise ExportRefused(
-                f"bitnet: {name} is a {type(plain[name]).__name__}: transformers replaces nn.Linear only"
-            )
+    for name, layer in ternary_layers(model).items():
+        kind, per_row = type(plain[name]), f"bitnet: {name} has a scale for each row, the format one for each layer"
+        if kind is not nn.Linear:
+            raise ExportRefused(f"bitnet: {name} is a {kind.__name__}: transformers replaces nn.Linear only")
         if layer.out_features % VALUES_PER_ITEM:
             raise ExportRefused(
-                f"bitnet: {name} has {layer.out_features} outputs: four share a byte, so 4 must divide it"
+                f"bitnet: {name} has {layer.out_features} outputs: 4 must divide them, four share a byte"
             )
-        if not bool((layer.scales == layer.scales[0]).all()):
-            raise ExportRefused(
-                f"bitnet: {name} has a scale for each row, the format one for each layer: quantize with per_row=False"
-            )
+        if isinstance(layer, TernaryLinear) and layer.rounding.per_row:
+            raise ExportRefused(f"{per_row}: quantize with per_row=False")
+        if isinstance(layer, PackedTernaryLinear) and not bool((layer.scales == layer.scales[0]).all()):
+            raise ExportRefused(f"{per_row}: quantize with per_row=False")
+
+
+def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear | PackedTernaryLinear]:
+    """The ternary layers by name, packed or not."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, TernaryLinear | PackedTernaryLinear)}

@@ -15,7 +15,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 from torch import Tensor, nn
 
-from .export_bitnet import ExportRefused, packed_layers
+from .export_bitnet import ExportRefused, packed_layers, ternary_layers
 from .folder import rest_of
 from .gguf_tokenizer import TokenizerFields, tokenizer_fields
 from .linear import PackedTernaryLinear
@@ -38,7 +38,7 @@ def save_gguf(model: nn.Module, file: Path | str, tokenizer=None, kind: str = "T
     if kind not in KINDS:
         raise ValueError(f"kind = {kind!r}: must be {' or '.join(KINDS)}")
     layers = packed_layers(model)
-    _refuse_unknown(model, layers)
+    check_gguf(model)
     tensors = _tensors(model, layers, KINDS[kind][0])
     fields, why_not = None, "no tokenizer was given"
     if tokenizer is not None:
@@ -59,7 +59,8 @@ def save_gguf(model: nn.Module, file: Path | str, tokenizer=None, kind: str = "T
     return why_not
 
 
-def _refuse_unknown(model: nn.Module, layers: dict[str, PackedTernaryLinear]) -> None:
+def check_gguf(model: nn.Module) -> None:
+    """Raise ExportRefused where `save_gguf` would, for a packed model or one that is only converted yet."""
     config = model.config
     if config.model_type != "llama":
         raise ExportRefused(
@@ -72,7 +73,7 @@ def _refuse_unknown(model: nn.Module, layers: dict[str, PackedTernaryLinear]) ->
     for name in model.state_dict():
         if name.endswith(".bias"):
             raise ExportRefused(f"gguf: {name}: biases of Llama are not written here; use the packed folder")
-    for name, layer in layers.items():
+    for name, layer in ternary_layers(model).items():
         if layer.in_features % BLOCK:
             raise ExportRefused(
                 f"gguf: {name} has {layer.in_features} inputs: TQ1_0 and TQ2_0 store blocks of {BLOCK}, so {BLOCK} "
