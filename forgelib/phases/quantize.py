@@ -10,7 +10,7 @@ rounded layers says nothing of one: it goes up to that of guessing, and further 
 the rule goes by it: a layer that costs more than `put_back` nats a token is put back.
 
 `fall_back` is the conservative end: where quality, as the caller measures it, dropped too far, the costliest layers are
-put back until it did not.
+put back until it did not. It is for a model that was only rounded: what was put back is then the parent's.
 """
 
 import math

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
+import forgelib.models  # noqa: F401 (registers Cognate with the Auto classes)
 from forgelib.core.loop import Checkpointer, Control
 from forgelib.core.tracking import Tracker
 from forgelib.data import DataError
@@ -60,6 +61,8 @@ class Settings(BaseModel):
     put_back: float = Field(0.5, gt=0, le=1000)
     calibration_rows: int = Field(16, ge=1, le=100_000)
     held_rows: int = Field(200, ge=14, le=100_000)
+    difficulty: int = Field(2, ge=1, le=3)
+    direct_share: float = Field(0.12, ge=0, lt=1)
     max_tokens: int = Field(256, ge=8, le=100_000)
     max_new_tokens: int = Field(96, ge=1, le=4096)
     rows: int = Field(2000, ge=1, le=10_000_000)
@@ -70,8 +73,8 @@ class Settings(BaseModel):
     grokfast_lambda: float = Field(2.0, ge=0, le=100)
     rounding_warmup: float = Field(0.2, ge=0, le=1)
     distillation: float = Field(0.0, ge=0, le=1000)
-    finetune_above: float = Field(0.05, ge=0, le=1)
-    fall_back_above: float = Field(0.10, ge=0, le=1)
+    finetune_above: float = Field(0.05, ge=-1, le=1)  # a share of the quality; -1: always
+    fall_back_above: float = Field(0.10, ge=0, le=1)  # 1: never
     checkpoint_every_seconds: float = Field(60.0, gt=0, le=86_400)
 
 
@@ -113,7 +116,8 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
         _finetune(model, parent, tokenizer, rows, asked, p, say)
         found["fine-tuned"] = rows.measure(model)
         _drop(found, "fine-tuned", say)
-    _fall_back(model, costs, rows, found, p, say)
+    if _drop(found, list(found)[-1]) > p.fall_back_above:
+        model = _fall_back(parent, config, costs, rows, found, p, say)
     exported, notes = _export(model, tokenizer, asked)
     _report(asked, p, parent, exported, found, notes, say)
     shutil.rmtree(asked.out / "checkpoints", ignore_errors=True)
@@ -177,7 +181,7 @@ def _round(model: nn.Module, rows: Material, config: QuantizeConfig, asked: Aske
     return {record["name"]: record["cost"] for record in records}
 
 
-def _drop(found: dict[str, Found], name: str, say: Callable) -> float:
+def _drop(found: dict[str, Found], name: str, say: Callable = str) -> float:
     before = found["before"]
     try:
         share = kept(before.judged(before), found[name].judged(before))
@@ -197,7 +201,7 @@ def _finetune(
     tracker = Tracker(asked.out, run_name="phase4-bitnet", metrics_prefix="bitnet/")
     steps = finetune(
         model,
-        lambda epoch: rows.train,
+        rows.shown,
         FinetuneConfig(**shared),
         pad=pad_of(tokenizer),
         teacher=parent if p.distillation else None,
@@ -209,18 +213,20 @@ def _finetune(
             say(f"  step {record['step'] + 1}: loss {record['loss']:.3f}, rounding {record['rounding_share']:.2f}")
 
 
-def _fall_back(model: nn.Module, costs: dict, rows: Material, found: dict[str, Found], p: Settings, say) -> None:
-    """Beyond the last limit the costliest layers are put back until the drop is small enough."""
-    before, last = found["before"], list(found)[-1]
-    if 1 - kept(before.judged(before), found[last].judged(before)) <= p.fall_back_above:
-        return
-    measured: list[Found] = []
+def _fall_back(
+    parent: nn.Module, config: QuantizeConfig, costs: dict, rows: Material, found: dict[str, Found], p: Settings, say
+) -> nn.Module:
+    """Beyond the last limit: the parent rounded once more, and its costliest layers put back until it drops by less.
+
+    The fine-tuned weights are of no use for it: they were trained to be rounded, and put back they are no parent.
+    """
+    before, measured, model = found["before"], [], copy.deepcopy(parent)
+    convert(model, config.rounding, config.keep, config.smallest)
 
     def measure(model: nn.Module) -> dict[str, float]:
         measured.append(rows.measure(model))
         return measured[-1].judged(before)
 
-    record = {"ternary": 0, "kept": 0.0}
     for record in fall_back(model, costs, before.judged(before), measure, drop=p.fall_back_above):
         say(f"  {len(record['put_back'])} layers put back, {record['ternary']} ternary: {record['kept']:.1%} kept")
     if record["ternary"] == 0:
@@ -228,6 +234,7 @@ def _fall_back(model: nn.Module, costs: dict, rows: Material, found: dict[str, F
             "no layer can stay ternary at this quality: fine-tune for more --steps, or set fall_back_above in --config"
         )
     found["layers put back"] = measured[-1]
+    return model
 
 
 def _export(model: nn.Module, tokenizer, asked: Asked) -> tuple[nn.Module, list[str]]:

@@ -2,8 +2,8 @@
 
 A model whose tokenizer knows thinking tokens gets reasoning rows: what it was baked on, in a draw of its own. Any other
 gets rows of the datasets, each a prompt with its answer, as many of each. Quality is what such a model can do: right
-answers by strategy or of the asked dataset, and the probability of a held-out token by category. What it is judged by is
-the first, where the model was right often enough before; of a model that never is, no answer can be lost.
+answers by strategy or of the asked dataset, and the probability of a held-out token by category. It is judged by the
+first where the model was right often enough before; of a model that never is, no answer can be lost.
 """
 
 import math
@@ -22,7 +22,7 @@ from forgelib.data.prepare import load_rows
 from forgelib.data.traces import procedural_rows
 from forgelib.evaluate.accuracy import first_line, greedy_texts
 from forgelib.evaluate.reasoning import reason
-from forgelib.phases.bake import Encoded, encode, padded
+from forgelib.phases.bake import Encoded, encode, padded, shown_in
 from forgelib.phases.quantize import Batch, calibration_loss
 from forgelib.workbook import abtest
 
@@ -54,10 +54,10 @@ def enough_right(before: Found) -> bool:
 
 @dataclass(frozen=True)
 class Material:
-    """train: rows of input_ids and labels; calibration: batches of some of them; measure: what a model can do on
-    rows held out; source: one sentence about all of it."""
+    """shown: the rows of an epoch, input_ids and labels; calibration: batches of some of them; measure: what a model
+    can do on rows held out; source: one sentence about all of it."""
 
-    train: list[Encoded]
+    shown: Callable[[int], Sequence[Encoded]]
     calibration: list[Batch]
     measure: Callable[[nn.Module], Found]
     source: str
@@ -70,8 +70,8 @@ def known_words(tokenizer) -> Vocabulary | None:
 
 
 def material(tokenizer, n_rows: int, n_calibration: int, asked: tuple[str, int], options) -> Material:
-    """Rows for this tokenizer. asked: dataset ("" for none) and questions; options: seed, data, max_tokens,
-    held_rows and max_new_tokens. Raises DataError where rows are missing."""
+    """Rows for this tokenizer. asked: dataset ("" for none) and questions; options: seed, data, difficulty,
+    direct_share, held_rows, max_tokens, max_new_tokens. Raises DataError where rows are missing."""
     words = known_words(tokenizer)
     if words is None:
         return _of_datasets(tokenizer, n_rows, n_calibration, asked, options)
@@ -79,21 +79,25 @@ def material(tokenizer, n_rows: int, n_calibration: int, asked: tuple[str, int],
 
 
 def _of_thoughts(tokenizer, words: Vocabulary, n_rows: int, n_calibration: int, options) -> Material:
-    how = {"seed": options.seed, "strategies": tuple(words.tag_of), "difficulties": (1,)}
+    how = {
+        "seed": options.seed,
+        "strategies": tuple(words.tag_of),
+        "difficulties": tuple(range(1, options.difficulty + 1)),
+    }
     rows = procedural_rows(n_rows, words, part="train", **how)
     held = procedural_rows(options.held_rows, words, part="validation", **how)
-    encoded = _shuffled([encode(tokenizer, row, options.max_tokens) for row in rows], options.seed)
-    texts = {"reasoning": [encode(tokenizer, row, options.max_tokens) for row in held]}
-    pad = pad_of(tokenizer)
-    batches = {name: batched(some, pad) for name, some in texts.items()}
+    both = [tuple(encode(tokenizer, row, options.max_tokens, direct) for direct in (False, True)) for row in rows]
+    pairs, pad = _shuffled(both, options.seed), pad_of(tokenizer)
+    batches = {"reasoning": batched([encode(tokenizer, row, options.max_tokens) for row in held], pad)}
 
     def measure(model: nn.Module) -> Found:
         found = reason(model, tokenizer, words, held, max_new_tokens=options.max_new_tokens, batch_size=16)
         right = {name: float(correct.mean()) for name, correct in found.by_strategy().items()}
         return Found(right, _probabilities(model, batches), len(held))
 
-    source = f"{len(rows)} reasoning rows ({words.preset}) to train on, {len(held)} held out"
-    return Material(encoded, batched(encoded[:n_calibration], pad), measure, source)
+    source = f"{len(rows)} reasoning rows ({words.name}) to train on, {len(held)} held out"
+    calibration = batched([thought for thought, _ in pairs[:n_calibration]], pad)
+    return Material(lambda epoch: shown_in(epoch, pairs, options), calibration, measure, source)
 
 
 def _of_datasets(tokenizer, n_rows: int, n_calibration: int, asked: tuple[str, int], options) -> Material:
@@ -118,7 +122,8 @@ def _of_datasets(tokenizer, n_rows: int, n_calibration: int, asked: tuple[str, i
         return Found(right, _probabilities(model, batches), len(questions))
 
     kinds = ", ".join(f"{sum(s == kind for s in sources.values())} {kind}" for kind in sorted(set(sources.values())))
-    return Material(encoded, batched(encoded[:n_calibration], pad), measure, f"rows of {len(names)} datasets ({kinds})")
+    calibration, source = batched(encoded[:n_calibration], pad), f"rows of {len(names)} datasets ({kinds})"
+    return Material(lambda epoch: encoded, calibration, measure, source)
 
 
 def _right(model: nn.Module, tokenizer, questions: Sequence[Example], max_new_tokens: int) -> dict[str, float]:
@@ -139,9 +144,9 @@ def _texts(tokenizer, examples: Sequence[Example], max_tokens: int) -> list[Enco
     return [(one, one) for one in ids if len(one) > 1]
 
 
-def _shuffled(encoded: list[Encoded], seed: int) -> list[Encoded]:
-    random.Random(stream(seed, "quantize rows")).shuffle(encoded)
-    return encoded
+def _shuffled(rows: list, seed: int) -> list:
+    random.Random(stream(seed, "quantize rows")).shuffle(rows)
+    return rows
 
 
 def pad_of(tokenizer) -> int:
