@@ -93,7 +93,7 @@ def _of_thoughts(tokenizer, words: Vocabulary, n_rows: int, n_calibration: int, 
     def measure(model: nn.Module) -> Found:
         found = reason(model, tokenizer, words, held, max_new_tokens=options.max_new_tokens, batch_size=16)
         right = {name: float(correct.mean()) for name, correct in found.by_strategy().items()}
-        return Found(right, _probabilities(model, batches), len(held))
+        return Found(right, probabilities(model, batches), len(held))
 
     source = f"{len(rows)} reasoning rows ({words.name}) to train on, {len(held)} held out"
     calibration = batched([thought for thought, _ in pairs[:n_calibration]], pad)
@@ -119,7 +119,7 @@ def _of_datasets(tokenizer, n_rows: int, n_calibration: int, asked: tuple[str, i
 
     def measure(model: nn.Module) -> Found:
         right = _right(model, tokenizer, questions, options.max_new_tokens)
-        return Found(right, _probabilities(model, batches), len(questions))
+        return Found(right, probabilities(model, batches), len(questions))
 
     kinds = ", ".join(f"{sum(s == kind for s in sources.values())} {kind}" for kind in sorted(set(sources.values())))
     calibration, source = batched(encoded[:n_calibration], pad), f"rows of {len(names)} datasets ({kinds})"
@@ -160,7 +160,8 @@ def batched(encoded: Sequence[Encoded], pad: int) -> list[Batch]:
     return [padded(rows[i : i + TOGETHER], pad) for i in range(0, len(rows), TOGETHER)]
 
 
-def _probabilities(model: nn.Module, batches: dict[str, list[Batch]]) -> dict[str, float]:
+def probabilities(model: nn.Module, batches: dict[str, list[Batch]]) -> dict[str, float]:
+    """Probability of a labelled token in each category: the geometric mean."""
     was_training, device = model.training, next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
     found = {}
