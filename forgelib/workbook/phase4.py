@@ -75,7 +75,14 @@ def rows(p: Parameters, words: Vocabulary, baked: Artifact, trained: Artifact) -
     harder = problems.gate[: p.harder_rows]
     seen = {row.prompt for row in (*problems.train, *harder)}
     tune = [row for row in tune if row.prompt not in {other.prompt for other in made.gate}]
-    return Rows(tune, [row for row in made.gate if row.prompt not in seen][: p.gate_rows], harder)
+    return Rows(tune, _spread([row for row in made.gate if row.prompt not in seen], p.gate_rows), harder)
+
+
+def _spread(some: list[ReasoningRow], n: int) -> list[ReasoningRow]:
+    """`n` rows, evenly from all of them: they stand in the order of their strategies."""
+    return (
+        [row for i, row in enumerate(some) if (i + 1) * n // len(some) > i * n // len(some)] if n < len(some) else some
+    )
 
 
 def _known(model: type[Parameters], values: dict) -> dict:
