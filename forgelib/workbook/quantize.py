@@ -165,7 +165,7 @@ def _material(tokenizer, asked: Asked, p: Settings) -> Material:
     n = p.rows if not asked.steps else -(-asked.steps * p.batch_size // p.epochs)
     try:
         return material(tokenizer, n, p.calibration_rows, (asked.dataset, asked.samples), p)
-    except DataError as error:
+    except (DataError, ValueError) as error:  # a row longer than max_tokens is a ValueError
         raise ParameterError(str(error)) from None
 
 

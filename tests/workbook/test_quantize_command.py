@@ -85,6 +85,8 @@ def test_a_model_goes_in_and_every_export_comes_out(given, monkeypatch):
 def test_a_thinking_model_gets_reasoning_rows(given, tmp_path):
     asked, told = given(thinks=True, hidden=64), []
     assert known_words(AutoTokenizer.from_pretrained(asked.model)).name == "forge-12"
+    with pytest.raises(ParameterError, match="max_tokens is 48: raise it"):
+        run_quantize(asked, told.append)
     run_quantize(replace(asked, config=_with(tmp_path, CONFIG, max_tokens=400)), told.append)
     assert "reasoning rows (forge-12)" in told[0]
     report = json.loads((asked.out / "report.json").read_text())
