@@ -133,6 +133,25 @@ def bake_quietstar(
 
 
 @app.command()
+def quantize(
+    model: Annotated[Path, typer.Option(help="a local Hugging Face folder, or a GGUF file")],
+    out: Annotated[Path, typer.Option(help="folder of the exports, the journal and the report")],
+    eval_dataset: Annotated[str, typer.Option(help='dataset answered before and after; "" for none')] = "",
+    eval_samples: Annotated[int, typer.Option(min=1, help="its questions")] = 100,
+    steps: Annotated[int | None, typer.Option(min=0, help="of fine-tuning; 0: none; default: two epochs")] = None,
+    export: Annotated[str, typer.Option(help="of packed, bitnet, gguf (TQ2_0), tq1_0, joined by commas")] = "packed",
+    config: Annotated[Path | None, typer.Option(help="a flat YAML file of settings, e.g. muon_lr: 0.006")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on in a folder that is there")] = False,
+) -> None:
+    """Make the weights of any local model ternary, fine-tune where quality drops by more than 5%, write the exports."""
+    from forgelib.workbook.quantize import Asked, run_quantize
+
+    exports = tuple(name.strip() for name in export.split(",") if name.strip())
+    asked = Asked(model, out, eval_dataset, eval_samples, steps, exports, config, resume)
+    typer.echo(f"ternary  {run_quantize(asked, typer.echo)}")
+
+
+@app.command()
 def runs() -> None:
     """List the run folders, the latest first: last step, age of its journal, name."""
     for folder in sorted(_run_folders(), key=_last_sign, reverse=True):

@@ -26,7 +26,8 @@ EVOMERGE = {"workshop", "population", "ray_population", "racing", "surrogate", "
 #: Inside a room only these files (and `__init__`) import their siblings. In core, `loop` joins what continues a run
 #: (random numbers, state) and `run` what a run is (artifacts, registry, tracking, loop). In thoughts, `sampling` and
 #: `reading` join the two ways of going through a text, and `quietstar` joins these two with the mixing head. In quant
-#: each rests on the one before: the product, the layer, the model, its folder, its decoder.
+#: each rests on the one before: the product, the layer, the model, its folder, the folders of other engines, its
+#: decoder.
 JOINING = {
     "core": {"run", "loop"},
     "optim": {"mugrokfast"},
@@ -34,9 +35,9 @@ JOINING = {
     "models": {"cognate"},
     "thoughts": {"sampling", "reading", "injection", "quietstar"},
     "merge": {"recipe", "check"},
-    "quant": {"product", "linear", "convert", "folder", "decoder"},
+    "quant": {"product", "linear", "convert", "folder", "export_bitnet", "export_gguf", "decoder"},
     "evaluate": {"fitness", "prompt_effect", "reasoning", "text_thinker"},
-    "phases": {"cognate", "policy_step", "reinforce", *EVOMERGE},
+    "phases": {"cognate", "policy_step", "reinforce", "finetune", *EVOMERGE},
     "workbook": {"runner"},
 }
 FILE_LINES, FUNCTION_LINES = 400, 60

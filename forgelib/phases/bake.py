@@ -105,8 +105,7 @@ def bake(
         raise ValueError(f"baking needs rows to train on and to watch: got {len(train)} and {len(watch)}")
     if config.batch_size < 1 or config.epochs < 1 or config.looks < 1:
         raise ValueError(f"epochs, batch_size and looks must be at least 1: {config}")
-    direct = encode(tokenizer, train, config.max_tokens, direct=True)
-    encoded = list(zip(encode(tokenizer, train, config.max_tokens), direct, strict=True))
+    encoded = encode_both_ways(tokenizer, train, config.max_tokens)
     per_epoch = -(-len(encoded) // config.batch_size)
     steps, every = config.epochs * per_epoch, max(1, config.epochs * per_epoch // config.looks)
     rates = {"muon_lr": config.muon_lr, "adamw_lr": config.adamw_lr}
@@ -192,6 +191,12 @@ def encode(tokenizer, rows: Sequence[ReasoningRow], max_tokens: int, direct: boo
             )
         encoded.append((prompt + ids + last, [IGNORED] * len(prompt) + labels + last))
     return encoded
+
+
+def encode_both_ways(tokenizer, rows: Sequence[ReasoningRow], max_tokens: int) -> list[tuple[Encoded, Encoded]]:
+    """Each row with its thought, and without, as `shown_in` chooses from."""
+    both = (encode(tokenizer, rows, max_tokens, direct) for direct in (False, True))
+    return list(zip(*both, strict=True))
 
 
 def shown_in(epoch: int, encoded: Sequence[tuple[Encoded, Encoded]], config: BakeConfig) -> list[Encoded]:

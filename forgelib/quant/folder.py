@@ -67,7 +67,7 @@ def save_packed(model: nn.Module, folder: Path | str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
     ternary = {f"{name}.{part}": t for name, layer in layers.items() for part, t in _stored_parts(layer).items()}
-    rest, dtypes, tied = _rest(model)
+    rest, dtypes, tied = rest_of(model)
     save_file(ternary, folder / TERNARY)
     save_file(rest, folder / REST)
     model.config.save_pretrained(folder)
@@ -94,7 +94,7 @@ def _stored_parts(layer: PackedTernaryLinear) -> dict[str, Tensor]:
     return parts if layer.bias is None else {**parts, "bias": layer.bias}
 
 
-def _rest(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+def rest_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
     """Tensors outside the packed layers as they are stored, their types in memory, and which names are tied."""
     everywhere = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PackedTernaryLinear)]
     packed = tuple(f"{name}." for name in everywhere)

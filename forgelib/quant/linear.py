@@ -16,14 +16,15 @@ from .product import Operand, Operands, multiply, multiply_all
 from .ternary import Rounding, round_activations, round_weight, ternarize
 
 
-class TernaryLinear(nn.Module):
+class TernaryLinear(nn.Linear):
     """x [..., K] -> [..., N] with weight [N, K] rounded to three values and x to int8, gradients straight through.
 
     `share` (0 to 1) is how much of the rounding is done: a warm-up raises it from 0, the layer as it was, to 1.
+    It is an nn.Linear to all who look for the weight of one, such as QK-Clip.
     """
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, rounding: Rounding | None = None):
-        super().__init__()
+        nn.Module.__init__(self)  # nn.Linear's would draw weights
         self.weight, self.bias = weight, bias
         self.rounding, self.share = rounding or Rounding(), 1.0
         self.out_features, self.in_features = weight.shape

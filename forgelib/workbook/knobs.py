@@ -259,6 +259,52 @@ class QuietABTest(Parameters):
         return self
 
 
+class BitnetQuantize(Parameters):
+    """40_bitnet_quantize: calibration on real activations, and one layer after the other made ternary."""
+
+    NOTEBOOK = "40_bitnet_quantize"
+
+    vocabulary: Literal["forge-12", "forge-8", "startofthought"] = Field("forge-12", description="thinking tokens")
+    per_row: bool = Field(False, description="a scale for each output instead of one for the layer")
+    threshold: float = Field(0.0, ge=0, lt=10, description="share of mean |w| below which a weight is 0; 0: absmean")
+    put_back: float = Field(0.5, gt=0, le=1000, description="nats a token that a layer may cost before it is put back")
+    calibration_rows: int = Field(8, ge=1, le=100_000, description="rows whose activations are measured on")
+    gate_rows: int = Field(200, ge=10, le=100_000, description="held-out rows of the baked strategies")
+    harder_rows: int = Field(100, ge=10, le=100_000, description="held-out problems of the reinforcement")
+    sparsity_threshold: float = Field(0.30, ge=0, le=1, description="share of zeros needed in the ternary layers")
+    wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
+    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
+
+
+class BitnetFinetune(Parameters):
+    """41_bitnet_finetune: straight-through fine-tuning where rounding cost too much, beside full precision."""
+
+    NOTEBOOK = "41_bitnet_finetune"
+
+    vocabulary: Literal["forge-12", "forge-8", "startofthought"] = Field("forge-12", description="thinking tokens")
+    gate_rows: int = Field(200, ge=10, le=100_000, description="held-out rows of the baked strategies")
+    harder_rows: int = Field(100, ge=10, le=100_000, description="held-out problems of the reinforcement")
+    tune_rows: int = Field(2000, ge=1, le=10_000_000, description="rows trained on, of what the parent was made from")
+    epochs: int = Field(2, ge=1, le=10_000, description="times every row is seen")
+    batch_size: int = Field(8, ge=1, le=4096, description="rows in one optimizer step")
+    muon_lr: float = Field(0.006, gt=0, le=1, description="learning rate of the hidden matrices, per step")
+    adamw_lr: float = Field(0.003, gt=0, le=1, description="learning rate of embeddings, norms and biases, per step")
+    grokfast_lambda: float = Field(0.0, ge=0, le=100, description="how much of the gradient's slow part is added")
+    rounding_warmup: float = Field(0.2, ge=0, le=1, description="share of the steps over which rounding is blended in")
+    distillation: float = Field(0.0, ge=0, le=1000, description="weight of the KL to the full-precision parent")
+    direct_share: float = Field(0.12, ge=0, lt=1, description="share of rows trained without their thought")
+    control: bool = Field(True, description="train the parent in full precision for as many steps, to compare with")
+    finetune_above: float = Field(
+        0.05, ge=-1, le=1, description="drop in quality that calls for it, a share; -1: always"
+    )
+    quality_threshold: float = Field(0.94, ge=0, le=1, description="share of the quality that must be kept")
+    sparsity_threshold: float = Field(0.30, ge=0, le=1, description="share of zeros needed in the ternary layers")
+    compression_threshold: float = Field(6.0, ge=1, le=32, description="times smaller needed on disk, ternary layers")
+    checkpoint_every_seconds: float = Field(30.0, gt=0, le=86_400, description="seconds between checkpoints at most")
+    wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
+    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
+
+
 def _known(strategies: str) -> None:
     names = strategies.split(",")
     if unknown := [name for name in names if name not in STRATEGIES]:
@@ -272,5 +318,6 @@ MODELS: dict[str, type[Parameters]] = {
     for model in (
         *(Environment, CognateData, CognateTrain, CognateDiversity, EvoMethods, EvoEvolve),
         *(QuietBake, QuietRL, QuietTheater, QuietABTest),
+        *(BitnetQuantize, BitnetFinetune),
     )
 }

@@ -19,6 +19,8 @@ from pydantic.fields import FieldInfo
 from forgelib.core.paths import PROFILES, default_profile, params_dir
 from forgelib.workbook.knobs import (
     MODELS,
+    BitnetFinetune,
+    BitnetQuantize,
     CognateData,
     CognateDiversity,
     CognateTrain,
@@ -34,6 +36,8 @@ from forgelib.workbook.knobs import (
 
 __all__ = [
     "MODELS",
+    "BitnetFinetune",
+    "BitnetQuantize",
     "CognateData",
     "CognateDiversity",
     "CognateTrain",

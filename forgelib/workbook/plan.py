@@ -57,6 +57,8 @@ PLAN: tuple[Step, ...] = (
     Step("31_quietstar_rl", needs=("30_quietstar_bake",)),
     Step("32_quietstar_antitheater", needs=("31_quietstar_rl",)),
     Step("33_quietstar_abtest", needs=("31_quietstar_rl", "32_quietstar_antitheater")),
+    Step("40_bitnet_quantize", needs=("31_quietstar_rl", "32_quietstar_antitheater")),
+    Step("41_bitnet_finetune", needs=("40_bitnet_quantize",)),
 )
 
 

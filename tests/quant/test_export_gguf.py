@@ -1,0 +1,132 @@
+"""A GGUF file holds the packed model: read back tensor by tensor, and as a model by transformers."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, TokenType
+from gguf.quants import dequantize
+from packed_models import build, tokens
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from forgelib.data.tokenizer import train_bpe
+from forgelib.quant import GGUF_KINDS, ExportRefused, PackedTernaryLinear, Rounding, convert, pack_model, save_gguf
+from forgelib.quant.gguf_tokenizer import tokenizer_fields
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def packed(vocabulary=50, per_row=True, **changed):
+    torch.manual_seed(0)
+    sizes = WIDE | {"vocab_size": vocabulary, "num_key_value_heads": 2, "initializer_range": 0.1} | changed
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    convert(model, Rounding(per_row=per_row), keep=["model.layers.1.mlp.down_proj"])
+    return pack_model(model)
+
+
+def dense(model):
+    """The same weights in plain layers, scales rounded to float16 as the file has them: what transformers computes."""
+    plain = LlamaForCausalLM(model.config).eval()
+    state = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedTernaryLinear):
+            state[f"{name}.weight"] = module.weight.sign() * module.scales.half().float()[:, None]
+    plain.load_state_dict({**{n: t for n, t in model.state_dict().items() if n in plain.state_dict()}, **state})
+    return plain
+
+
+def rotary(weight, heads):
+    """Row 2 i + j of a head in the file is row j d / 2 + i of the head in transformers, one by one."""
+    size = weight.shape[0] // heads
+    order = [h * size + (r % 2) * (size // 2) + r // 2 for h in range(heads) for r in range(size)]
+    return weight[order]
+
+
+@pytest.mark.parametrize("kind", GGUF_KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_tensor_comes_back(tmp_path, kind, tied):
+    model = packed(tie_word_embeddings=tied)
+    save_gguf(model, tmp_path / "m.gguf", kind=kind)
+    found = {t.name: t for t in GGUFReader(tmp_path / "m.gguf").tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    weights = dense(model).state_dict()
+    if tied:
+        del weights["lm_head.weight"]
+    assert len(found) == len(weights)
+    ternary = 0
+    for name, weight in weights.items():
+        stored = found[names.get_name(name, try_suffixes=(".weight",))]
+        heads = 4 if "q_proj" in name else 2 if "k_proj" in name else None
+        expected = weight if heads is None else rotary(weight, heads)
+        assert np.array_equal(dequantize(stored.data, stored.tensor_type).reshape(weight.shape), expected.numpy()), name
+        if isinstance(model.get_submodule(name.removesuffix(".weight")), PackedTernaryLinear):
+            ternary += 1
+            assert stored.tensor_type.name == kind and stored.n_bytes == weight.numel() // 256 * (66, 54)["1" in kind]
+        else:
+            assert stored.tensor_type.name == ("F32" if weight.dim() == 1 else "F16")
+    assert ternary == 2 * 7 - 1
+
+
+@pytest.mark.parametrize("kind", GGUF_KINDS)
+def test_transformers_reads_the_file_as_the_same_model(tmp_path, kind):
+    model = packed(num_key_value_heads=4)
+    save_gguf(model, tmp_path / "m.gguf", kind=kind)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected, found = dense(model)(tokens()).logits, again(tokens()).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_tokenizer_lies_in_the_file(tmp_path):
+    texts = ["Question: 12 and 7?\nAnswer: nineteen, it's said"] * 50
+    tokenizer, _ = train_bpe(texts, 320)
+    tokenizer.add_tokens(["<step>"])
+    model = packed(len(tokenizer) + 3)
+    assert save_gguf(model, tmp_path / "m.gguf", tokenizer) == ""
+    fields = GGUFReader(tmp_path / "m.gguf").fields
+    listed = fields["tokenizer.ggml.tokens"].contents()
+    assert [listed[i] for i in range(len(tokenizer))] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    types = fields["tokenizer.ggml.token_type"].contents()
+    assert types[tokenizer.eos_token_id] == TokenType.CONTROL and types[-3:] == [TokenType.UNUSED] * 3
+    assert types[tokenizer.convert_tokens_to_ids("<step>")] == TokenType.USER_DEFINED
+    assert types[tokenizer.convert_tokens_to_ids("1")] == TokenType.NORMAL
+    assert fields["tokenizer.ggml.pre"].contents() == "smollm", "digits one by one, as this tokenizer splits them"
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
+    again = AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")  # its reader knows no user-defined tokens
+    for text in ("nineteen, it's said", " and 7? nineteen"):
+        assert again(text, add_special_tokens=False)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_a_tokenizer_that_llama_cpp_splits_otherwise_stays_out(tmp_path):
+    from tokenizers import pre_tokenizers
+
+    tokenizer, _ = train_bpe(["some text"] * 9, 300)
+    size = len(tokenizer)
+    assert tokenizer_fields(tokenizer, size)[1] == "" and "the model 200 rows" in tokenizer_fields(tokenizer, 200)[1]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    why_not = save_gguf(packed(300), tmp_path / "m.gguf", tokenizer)
+    assert "Whitespace" in why_not
+    assert GGUFReader(tmp_path / "m.gguf").fields["tokenizer.ggml.model"].contents() == "none"
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (lambda: pack_model(_converted(build("cognate"))), "'cognate' is not written here"),
+        (lambda: packed(hidden_size=320, num_attention_heads=5, num_key_value_heads=5), "320 inputs.*256 must divide"),
+        (lambda: packed(mlp_bias=True), "biases"),
+        (lambda: packed(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}), "type 'linear'"),
+    ],
+)
+def test_what_llama_cpp_would_not_know_is_refused_before_anything_is_written(tmp_path, model, message):
+    with pytest.raises(ExportRefused, match=message):
+        save_gguf(model(), tmp_path / "m.gguf")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="TQ2_0 or TQ1_0"):
+        save_gguf(packed(), tmp_path / "m.gguf", kind="Q4_0")
+
+
+def _converted(model: nn.Module) -> nn.Module:
+    convert(model, smallest=32)
+    return model

@@ -1,0 +1,199 @@
+"""`forge quantize`: any local model in, ternary exports out; what cannot work is refused before work."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from forgelib.cli import app
+from forgelib.data import vocabulary
+from forgelib.data.tokenizer import train_bpe
+from forgelib.data.traces import procedural_rows
+from forgelib.phases import quantize as phase
+from forgelib.quant import PackedTernaryLinear, load_packed
+from forgelib.thoughts import add_vocabulary
+from forgelib.workbook import quantize as workbook
+from forgelib.workbook.params import ParameterError
+from forgelib.workbook.quantize import Asked, run_quantize, settings
+from forgelib.workbook.quantize_rows import Found, enough_right, known_words
+
+CONFIG = """
+data: procedural
+calibration_rows: 4
+held_rows: 28
+max_tokens: 48
+max_new_tokens: 4
+muon_lr: 0.01
+adamw_lr: 0.003
+finetune_above: -1.0
+fall_back_above: 1.0
+"""
+WORDS = vocabulary("forge-12")
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A Llama folder and a config file, four steps of fine-tuning; with `thinks` it knows the thinking tokens."""
+
+    def make(config=CONFIG, thinks=False, hidden=256, **changed):
+        tokenizer, _ = train_bpe([row.text for row in procedural_rows(40, WORDS, seed=0)], 300)
+        torch.manual_seed(0)
+        sizes = {"hidden_size": hidden, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4}
+        sizes |= {"num_key_value_heads": 4, "tie_word_embeddings": True, "initializer_range": 0.1}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+        if thinks:
+            add_vocabulary(model, tokenizer, WORDS)
+        model.save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        (tmp_path / "config.yaml").write_text(config)
+        asked = Asked(tmp_path / "model", tmp_path / "out", steps=4, config=tmp_path / "config.yaml")
+        return replace(asked, **changed)
+
+    return make
+
+
+def test_a_model_goes_in_and_every_export_comes_out(given, monkeypatch):
+    monkeypatch.delenv("FORGE_DATASETS", raising=False)
+    asked, told = given(exports=("packed", "bitnet", "gguf", "tq1_0"), dataset="svamp", samples=3), []
+    out = run_quantize(asked, told.append)
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["quality"]) == ["before", "rounded", "fine-tuned"] and report["ternary layers"] == 7
+    assert "svamp" in report["quality"]["before"]["right"] and len(report["quality"]["before"]["probability"]) > 3
+    on_disk = {row["part"]: row for row in report["sizes"]}
+    stored = sum((out / "packed" / f"{name}.safetensors").stat().st_size for name in ("ternary", "rest"))
+    assert on_disk["packed, on disk"]["stored bytes"] == stored, "counted from the files"
+    assert on_disk["gguf, on disk"]["stored bytes"] == (out / "model-TQ2_0.gguf").stat().st_size
+    assert on_disk["ternary layers"]["times smaller"] > 15
+    layers = [json.loads(line) for line in (out / "layers.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(layers) == 7 and len(steps) == 4 and "bitnet/loss" in steps[0]
+    packed = load_packed(out / "packed")
+    zeros = [m.sparsity() for m in packed.modules() if isinstance(m, PackedTernaryLinear)]
+    assert min(zeros) <= report["sparsity"] <= max(zeros)
+    assert AutoTokenizer.from_pretrained(out / "packed").eos_token_id is not None
+    again = AutoModelForCausalLM.from_pretrained(out, gguf_file="model-TQ1_0.gguf")
+    scale = packed.model.layers[0].mlp.up_proj
+    assert torch.equal(again.model.layers[0].mlp.up_proj.weight.sign(), scale.weight.sign())
+    text = "\n".join(told)
+    assert "ternary layers" in text and "zeros in ternary layers" in text and "svamp" in text
+    assert not (out / "checkpoints").exists()
+
+
+def test_a_thinking_model_gets_reasoning_rows(given, tmp_path):
+    asked, told = given(thinks=True, hidden=64), []
+    assert known_words(AutoTokenizer.from_pretrained(asked.model)).name == "forge-12"
+    with pytest.raises(ParameterError, match="max_tokens is 48: raise it"):
+        run_quantize(asked, told.append)
+    run_quantize(replace(asked, config=_with(tmp_path, CONFIG, max_tokens=400)), told.append)
+    assert "reasoning rows (forge-12)" in told[0]
+    report = json.loads((asked.out / "report.json").read_text())
+    assert set(report["quality"]["before"]["right"]) == set(WORDS.tag_of)
+
+
+def _with(tmp_path, config, **changed):
+    lines = [line for line in config.splitlines() if line.split(":")[0] not in changed]
+    file = tmp_path / "changed.yaml"
+    file.write_text("\n".join([*lines, *(f"{name}: {value}" for name, value in changed.items())]))
+    return file
+
+
+def test_beyond_the_last_limit_the_parents_layers_come_back(given, tmp_path, monkeypatch):
+    """Quality is planted: what it hangs on is one layer, and only the parent's weights in it are good."""
+    asked = given(hidden=64, steps=0, config=_with(tmp_path, CONFIG, fall_back_above=0.1).read_text())
+    parent = AutoModelForCausalLM.from_pretrained(asked.model)
+    vital = parent.model.layers[0].mlp.down_proj.weight
+
+    def measure(model):
+        layer = model.model.layers[0].mlp.down_proj
+        good = type(layer) is torch.nn.Linear and torch.equal(layer.weight, vital)
+        return Found({}, {"text": 0.5 if good else 0.1}, 0)
+
+    monkeypatch.setattr(workbook, "material", _planted(workbook.material, measure))
+    run_quantize(asked, lambda line: None)
+    packed = load_packed(asked.out / "packed")
+    layers = [m for m in packed.modules() if isinstance(m, PackedTernaryLinear)]
+    assert 0 < len(layers) < 7 and type(packed.model.layers[0].mlp.down_proj) is torch.nn.Linear
+    assert (
+        json.loads((asked.out / "report.json").read_text())["quality"]["layers put back"]["probability"]["text"] == 0.5
+    )
+
+
+def test_where_nothing_can_stay_ternary_it_says_so(given, tmp_path, monkeypatch):
+    asked = given(hidden=64, steps=0, config=_with(tmp_path, CONFIG, fall_back_above=0.1).read_text())
+    found = iter([0.5] + [0.1] * 20)
+    planted = _planted(workbook.material, lambda model: Found({}, {"text": next(found)}, 0))
+    monkeypatch.setattr(workbook, "material", planted)
+    with pytest.raises(ParameterError, match="no layer can stay ternary"):
+        run_quantize(asked, lambda line: None)
+    assert not (asked.out / "packed").exists()
+
+
+def _planted(real, measure):
+    return lambda *args: replace(real(*args), measure=measure)
+
+
+def test_broken_off_while_it_fine_tunes_it_ends_in_the_same_bytes(given, tmp_path, monkeypatch):
+    whole, broken = given(hidden=64), given(hidden=64, out=tmp_path / "broken")
+    run_quantize(whole, lambda line: None)
+
+    def stop_after_two(line):
+        if line.startswith("  step 1:"):
+            from forgelib.core.loop import Control
+
+            Control(broken.out).request("stop")
+
+    with pytest.raises(Exception, match="stopped on request"):
+        run_quantize(broken, stop_after_two)
+    with pytest.raises(ParameterError, match="give --resume"):
+        run_quantize(broken, lambda line: None)
+    run_quantize(replace(broken, resume=True), lambda line: None)
+    for name in ("ternary", "rest"):
+        files = [(asked.out / "packed" / f"{name}.safetensors").read_bytes() for asked in (whole, broken)]
+        assert files[0] == files[1]
+    with pytest.raises(ParameterError, match="begun with another steps"):
+        run_quantize(replace(broken, resume=True, steps=8), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--export", "packed,onnx"], "--export packed,onnx: must be of packed, bitnet, gguf, tq1_0"),
+        (["--eval-dataset", "nothing"], "--eval-dataset nothing: must be one of"),
+        (["--export", "gguf"], "64 inputs: TQ1_0 and TQ2_0 store blocks of 256"),
+        (["--model", "nowhere"], "neither a folder with a config.json nor a .gguf file"),
+    ],
+)
+def test_bad_input_is_refused_before_work(given, options, words):
+    asked = given(hidden=64)
+    command = ["quantize", "--model", str(asked.model), "--out", str(asked.out), *options]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, ParameterError) and words in str(done.exception), done.exception
+    assert not asked.out.exists()
+
+
+def test_a_wrong_setting_is_named_with_its_value(given, tmp_path):
+    asked = given(hidden=64)
+    for line, words in (
+        ("muon_lr: fast", "muon_lr = 'fast'"),
+        ("muonlr: 0.1", "muonlr = 0.1: Extra inputs"),
+        ("rows: 0", "rows = 0"),
+        ("- 1", "must be a flat list"),
+        ("per_row: true\nput_back: 1e-3", "put_back = '1e-3'"),
+    ):
+        (tmp_path / "wrong.yaml").write_text(line)
+        with pytest.raises(ParameterError, match="--config") as told:
+            settings(replace(asked, config=tmp_path / "wrong.yaml"))
+        assert words in str(told.value)
+    with pytest.raises(ParameterError, match="scale for each row"):
+        run_quantize(replace(asked, exports=("bitnet",), config=_with(tmp_path, CONFIG, per_row="true")), str)
+    assert not asked.out.exists()
+
+
+def test_a_model_is_judged_by_answers_only_where_it_gave_some():
+    good, poor = Found({"math": 0.3}, {"math": 0.2}, 100), Found({"math": 0.05}, {"math": 0.2}, 100)
+    assert enough_right(good) and not enough_right(poor) and not enough_right(Found({}, {"math": 0.2}, 0))
+    assert good.judged(good) == {"math": 0.3} and good.judged(poor) == {"math": 0.2}
+    assert phase.kept(good.judged(good), poor.judged(good)) == pytest.approx(1 / 6)
