@@ -22,7 +22,7 @@ from forgelib.data.prepare import load_rows
 from forgelib.data.traces import procedural_rows
 from forgelib.evaluate.accuracy import first_line, greedy_texts
 from forgelib.evaluate.reasoning import reason
-from forgelib.phases.bake import Encoded, encode, encode_both_ways, shown_in
+from forgelib.phases.bake import Encoded, encode, encode_both_ways, padded, shown_in
 from forgelib.phases.quantize import Batch, calibration_loss
 from forgelib.workbook import abtest
 
