@@ -204,7 +204,7 @@ class QuietTheater(Parameters):
     strategies: str = Field("chain_of_thought", description="strategies of the problems, joined by commas")
     difficulty: int = Field(2, ge=1, le=3, description="difficulty of the problems")
     problems: int = Field(1000, ge=20, le=1_000_000, description="held-out problems of the ablation")
-    thought_problems: int = Field(400, ge=10, le=1_000_000, description="those of them with several thoughts each")
+    thought_problems: int = Field(1000, ge=10, le=1_000_000, description="those of them with several thoughts each")
     samples: int = Field(100, ge=4, le=100_000, description="those of them whose divergence is measured")
     thoughts: int = Field(6, ge=2, le=64, description="thoughts sampled of a problem with several")
     temperature: float = Field(1.0, gt=0, le=10, description="temperature that they are sampled at")
