@@ -84,10 +84,11 @@ def size_rows(packed: nn.Module) -> list[dict]:
 
 def file_rows(parent: Path, folder: Path, packed: nn.Module) -> list[dict]:
     """Bytes of the files that hold weights, the ternary layers' and all, names and shapes included, beside float32."""
-    whole = weight_bytes(folder)
     layers = ternary_bytes(packed, folder)
-    full = weight_bytes(parent)
-    rows = [("ternary layers", layers["float32"], layers["stored"]), ("whole model", full, whole)]
+    rows = [
+        ("ternary layers", layers["float32"], layers["stored"]),
+        ("whole model", weight_bytes(parent), weight_bytes(folder)),
+    ]
     return [{"files": name, "float32": a, "packed": b, "times smaller": round(a / b, 2)} for name, a, b in rows]
 
 
@@ -297,18 +298,16 @@ class Stage:
 
 def stages(p: BitnetBenchmark, trained: Artifact) -> dict[str, Stage]:
     """Every full-precision model of the workbook, in the order in which they were made, on the CPU."""
-    specialists = parents.load_specialists(p)[1]
-    champion, baked = phase3.champion(p), reinforcement.baked(p)
-    own = [one for one in handoff.earlier_verdicts(trained) if one not in (baked.manifest["verdicts"] or [])]
-    made = {name: (one, False, one.manifest["verdicts"]) for name, one in specialists.items()}
-    made |= {"champion": (champion, False, champion.manifest["verdicts"])}
-    made |= {"baked": (baked, True, baked.manifest["verdicts"]), "thinking": (trained, True, own)}
-    return {name: _stage(*facts) for name, facts in made.items()}
+    specialists, champion, baked = parents.load_specialists(p)[1], phase3.champion(p), reinforcement.baked(p)
+    made = {**specialists, "champion": champion, "baked": baked, "thinking": trained}
+    own = {name: found.manifest["verdicts"] or [] for name, found in made.items()}
+    own["thinking"] = handoff.own_verdicts(trained)
+    return {name: _stage(found, name in ("baked", "thinking"), own[name]) for name, found in made.items()}
 
 
-def _stage(found: Artifact, baked: bool, verdicts: Sequence[dict] | None) -> Stage:
+def _stage(found: Artifact, baked: bool, verdicts: Sequence[dict]) -> Stage:
     model, tokenizer = phase3.load(found)
-    return Stage(model.cpu().eval(), tokenizer, found.path / "model", baked, verdicts or [])
+    return Stage(model.cpu().eval(), tokenizer, found.path / "model", baked, verdicts)
 
 
 def final_rows(
