@@ -44,6 +44,8 @@ CODE = ("forgelib.workbook.benchmark",)
 BENCHMARK = "bitnet-benchmark"
 #: Ways of decoding: what speed is counted from, what is promised, and what leaving torch gives without ternary weights.
 PLAIN, FAST, CONTROL = "torch float32", "native packed", "native float32"
+#: How every model of the last table is decoded, once each.
+HOW = ("torch", "native")
 #: Writes on after a prompt [1, T]: write(input_ids, max_new_tokens, end tokens).
 Way = Callable[[Tensor, int, Collection[int]], Decoded]
 
@@ -310,11 +312,22 @@ def _stage(found: Artifact, baked: bool, verdicts: Sequence[dict]) -> Stage:
     return Stage(model.cpu().eval(), tokenizer, found.path / "model", baked, verdicts)
 
 
+def speeds_of_all(
+    some: Mapping[str, Stage], prompts: Sequence[Tensor], max_new_tokens: int, repeats: int
+) -> dict[str, Timed]:
+    """Turns of every model, by torch and natively: "champion, torch", "champion, native", ..."""
+    all_ways = {}
+    for name, stage in some.items():
+        all_ways |= {f"{name}, torch": by_torch(stage.model), f"{name}, native": natively(stage.model)}
+    return in_turns(all_ways, prompts, max_new_tokens, repeats)
+
+
 def final_rows(
     some: Mapping[str, Stage], taken: Mapping[str, Timed], rows: list[ReasoningRow], words: Vocabulary, asked: QuietRL
 ) -> list[dict]:
-    """The table that the workbook ends with: one row a model, all on the same problems, with thoughts where it has
-    them."""
+    """The table that the workbook ends with: a row a model, all on the same problems, with thoughts where it has them.
+
+    taken: `speeds_of_all`."""
     found = []
     for name, stage in some.items():
         thinker = reinforcement.thinker(stage.model, stage.tokenizer, words, asked, baked=stage.baked)
@@ -326,7 +339,7 @@ def final_rows(
             {
                 "model": name,
                 "bytes on disk": weight_bytes(stage.folder),
-                "tokens/s": round(statistics.median(taken[name].rates())),
+                **{f"tokens/s, {how}": round(statistics.median(taken[f"{name}, {how}"].rates())) for how in HOW},
                 "right": round(float(right.mean()), 3),
                 "low": round(low, 3),
                 "high": round(high, 3),

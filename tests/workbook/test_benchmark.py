@@ -114,6 +114,15 @@ def test_ways_take_turns_on_one_thread_and_the_first_round_does_not_count(monkey
     assert row["cycles a token"] == 3.0 and row["decoded by"] == f"by {FAST}"
 
 
+def test_every_model_is_decoded_both_ways(pair):
+    some = {"parent": Stage(pair.model, None, None, True, []), "packed": Stage(pair.packed, None, None, True, [])}
+    taken = benchmark.speeds_of_all(some, [PROMPT], 3, 2)
+    assert list(taken) == ["parent, torch", "parent, native", "packed, torch", "packed, native"]
+    assert all(one.tokens == [3, 3] and min(one.seconds) > 0 for one in taken.values())
+    if native.kernel() is not None:
+        assert [one.how.split(",")[0] for one in taken.values()] == ["torch", "native"] * 2
+
+
 def test_quality_of_other_rows_is_refused(tmp_path):
     one = {"found": {"right": {"a": 0.5}, "probability": {}, "asked": 2}, "correct": {"a": [True, False]}}
     (tmp_path / phase4.QUALITY).write_text(json.dumps({"before": one, "ternary": one}))
@@ -127,6 +136,8 @@ def test_quality_of_other_rows_is_refused(tmp_path):
 def test_the_trial_is_the_one_of_notebook_32(profile):
     given = {"profile": profile, "seed": 3, "data": "procedural"}
     assert benchmark.trial_parameters(resolve(BitnetBenchmark, given)) == resolve(QuietTheater, given)
+    smaller = benchmark.trial_parameters(resolve(BitnetBenchmark, given | {"trial_thoughts": 3}))
+    assert smaller.thoughts == 3
 
 
 def test_a_trial_whose_sizes_do_not_fit_is_refused():
@@ -193,10 +204,11 @@ def test_the_last_table_shows_every_model_as_it_is(pair, tmp_path, monkeypatch):
         "champion": Stage("first", None, tmp_path, False, [green]),
         "thinking": Stage("second", None, tmp_path, True, [green, red]),
     }
-    taken = {"champion": timed(10, 30, 20), "thinking": timed(1, 2, 3)}
+    taken = {"champion, torch": timed(10, 30, 20), "champion, native": timed(70, 90, 80)}
+    taken |= {"thinking, torch": timed(1, 2, 3), "thinking, native": timed(4, 5, 6)}
     first, second = benchmark.final_rows(some, taken, [], None, None)
     assert asked == [(("first", False), False), (("second", True), True)], "thoughts where it has them"
     assert (first["right"], second["right"]) == (0.5, 1.0) and first["low"] < 0.5 < first["high"]
-    assert (first["tokens/s"], first["bytes on disk"]) == (20, 1234)
+    assert (first["tokens/s, torch"], first["tokens/s, native"], first["bytes on disk"]) == (20, 80, 1234)
     assert (first["gates passed"], first["not passed"]) == ("1 of 1", "")
     assert (second["gates passed"], second["not passed"]) == ("1 of 2", "Two: b; Two: d")
