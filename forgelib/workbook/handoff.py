@@ -24,8 +24,14 @@ def earlier_verdicts(trained: Artifact) -> list[dict]:
                 if rows
                 else [_not_run("Baking", "papermill 30_quietstar_bake.ipynb out.ipynb")]
             )
-    found += trained.manifest["verdicts"] or []
-    return [*found, *(_trial(registry, trained) or [_not_run("anti-theater", f"papermill {TRIAL}.ipynb out.ipynb")])]
+    return [*found, *own_verdicts(trained)]
+
+
+def own_verdicts(trained: Artifact) -> list[dict]:
+    """Verdicts of the reinforcement and of the trial of this very model."""
+    trial = _trial(Registry(runs_dir()), trained)
+    not_run = _not_run("anti-theater", f"papermill {TRIAL}.ipynb out.ipynb")
+    return [*(trained.manifest["verdicts"] or []), *(trial or [not_run])]
 
 
 def verdict_rows(verdicts: Iterable[dict]) -> list[dict]:

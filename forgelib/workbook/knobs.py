@@ -305,6 +305,37 @@ class BitnetFinetune(Parameters):
     on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
 
 
+class BitnetBenchmark(Parameters):
+    """42_bitnet_benchmark: bytes, speed and quality of the packed model, its exports, its thoughts on trial."""
+
+    NOTEBOOK = "42_bitnet_benchmark"
+
+    vocabulary: Literal["forge-12", "forge-8", "startofthought"] = Field("forge-12", description="thinking tokens")
+    gate_rows: int = Field(200, ge=10, le=100_000, description="held-out rows of the baked strategies")
+    harder_rows: int = Field(100, ge=10, le=100_000, description="held-out problems of the reinforcement")
+    decode_tokens: int = Field(64, ge=1, le=100_000, description="tokens that each way of decoding writes in a turn")
+    repeats: int = Field(5, ge=1, le=1000, description="turns of each way of decoding; figures are their medians")
+    trial_problems: int = Field(1000, ge=20, le=1_000_000, description="held-out problems of the ablation")
+    trial_thought_problems: int = Field(400, ge=10, le=1_000_000, description="those of them with several thoughts")
+    trial_samples: int = Field(100, ge=4, le=100_000, description="those of them whose divergence is measured")
+    trial_thoughts: int = Field(6, ge=2, le=64, description="thoughts sampled of a problem with several")
+    speed_threshold: float = Field(2.0, gt=0, le=1000, description="times as fast as float32 needed; the aim is 3.8")
+    compression_threshold: float = Field(6.0, ge=1, le=32, description="times smaller needed on disk, ternary layers")
+    quality_threshold: float = Field(0.94, ge=0, le=1, description="share of the quality that must be kept")
+    sparsity_threshold: float = Field(0.30, ge=0, le=1, description="share of zeros needed in the ternary layers")
+    wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="Weights & Biases mirror")
+    on_gate_failure: Literal["raise", "record"] = Field("record", description="what a red gate does to the run")
+
+    @model_validator(mode="after")
+    def _sizes_of_the_trial_fit(self) -> "BitnetBenchmark":
+        if not self.trial_samples <= self.trial_thought_problems <= self.trial_problems:
+            raise ValueError(
+                f"must be trial_samples <= trial_thought_problems <= trial_problems: got {self.trial_samples}, "
+                f"{self.trial_thought_problems}, {self.trial_problems}"
+            )
+        return self
+
+
 def _known(strategies: str) -> None:
     names = strategies.split(",")
     if unknown := [name for name in names if name not in STRATEGIES]:
@@ -318,6 +349,6 @@ MODELS: dict[str, type[Parameters]] = {
     for model in (
         *(Environment, CognateData, CognateTrain, CognateDiversity, EvoMethods, EvoEvolve),
         *(QuietBake, QuietRL, QuietTheater, QuietABTest),
-        *(BitnetQuantize, BitnetFinetune),
+        *(BitnetQuantize, BitnetFinetune, BitnetBenchmark),
     )
 }

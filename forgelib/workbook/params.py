@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from forgelib.core.paths import PROFILES, default_profile, params_dir
 from forgelib.workbook.knobs import (
     MODELS,
+    BitnetBenchmark,
     BitnetFinetune,
     BitnetQuantize,
     CognateData,
@@ -36,6 +37,7 @@ from forgelib.workbook.knobs import (
 
 __all__ = [
     "MODELS",
+    "BitnetBenchmark",
     "BitnetFinetune",
     "BitnetQuantize",
     "CognateData",

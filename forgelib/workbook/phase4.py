@@ -207,8 +207,14 @@ def as_rounded(model: nn.Module, found: Artifact) -> nn.Module:
 
 def earlier_quality(found: Artifact) -> tuple[Measured, Measured]:
     """Quality before rounding and after it, as notebook 40 measured it."""
+    facts = read_quality(found)
+    return facts["before"], facts["rounded"]
+
+
+def read_quality(found: Artifact) -> dict[str, Measured]:
+    """Quality by stage, as a notebook of Phase 4 published it."""
     facts = json.loads((found.path / QUALITY).read_text())
-    return tuple(Measured(Found(**facts[n]["found"]), facts[n]["correct"]) for n in ("before", "rounded"))
+    return {name: Measured(Found(**one["found"]), one["correct"]) for name, one in facts.items()}
 
 
 def open_tune(p: BitnetFinetune, parents: list[Artifact]) -> Run:

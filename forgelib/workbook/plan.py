@@ -59,6 +59,7 @@ PLAN: tuple[Step, ...] = (
     Step("33_quietstar_abtest", needs=("31_quietstar_rl", "32_quietstar_antitheater")),
     Step("40_bitnet_quantize", needs=("31_quietstar_rl", "32_quietstar_antitheater")),
     Step("41_bitnet_finetune", needs=("40_bitnet_quantize",)),
+    Step("42_bitnet_benchmark", needs=("41_bitnet_finetune",)),
 )
 
 
