@@ -316,7 +316,7 @@ class BitnetBenchmark(Parameters):
     decode_tokens: int = Field(64, ge=1, le=100_000, description="tokens that each way of decoding writes in a turn")
     repeats: int = Field(5, ge=1, le=1000, description="turns of each way of decoding; figures are their medians")
     trial_problems: int = Field(1000, ge=20, le=1_000_000, description="held-out problems of the ablation")
-    trial_thought_problems: int = Field(400, ge=10, le=1_000_000, description="those of them with several thoughts")
+    trial_thought_problems: int = Field(1000, ge=10, le=1_000_000, description="those of them with several thoughts")
     trial_samples: int = Field(100, ge=4, le=100_000, description="those of them whose divergence is measured")
     trial_thoughts: int = Field(6, ge=2, le=64, description="thoughts sampled of a problem with several")
     speed_threshold: float = Field(2.0, gt=0, le=1000, description="times as fast as float32 needed; the aim is 3.8")
