@@ -141,7 +141,7 @@ def test_the_trial_is_the_one_of_notebook_32(profile):
 
 
 def test_a_trial_whose_sizes_do_not_fit_is_refused():
-    with pytest.raises(ParameterError, match="trial_samples <= trial_thought_problems <= trial_problems: got 100, 1000"):
+    with pytest.raises(ParameterError, match="trial_thought_problems <= trial_problems: got 100, 1000"):
         resolve(BitnetBenchmark, {"profile": "laptop", "trial_problems": 300})
 
 
