@@ -147,7 +147,8 @@ def test_bad_rows_are_counted_with_their_reason_and_asked_for_again(tmp_path, sp
     assert told.total() == sum(reasons.values()) and all(any(part in one for one in told) for part in reasons)
     (spoiled,) = [record for record in records if record.rejected]
     again = 10 - spoiled.accepted
-    assert [asked.count for asked in service.asked[2:]] == [again] * (again > 0)
+    counts = sorted(asked.count for asked in service.asked)  # which of the two was asked first is the machine's affair
+    assert counts == sorted([10, 10] + [again] * (again > 0))
     assert statistics(tmp_path)[0]["rejected"] == told
 
 
