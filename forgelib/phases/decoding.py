@@ -51,7 +51,10 @@ def greedy(
     Raises ValueError for a batch or an empty prompt, FloatingPointError for logits that are no numbers.
     """
     if input_ids.dim() != 2 or input_ids.shape[0] != 1 or input_ids.shape[1] < 1 or max_new_tokens < 1:
-        raise ValueError(f"one prompt [1, T] of at least 1 token is continued, not {list(input_ids.shape)}")
+        raise ValueError(
+            "one prompt [1, T] of at least 1 token is continued by at least 1: "
+            f"got {list(input_ids.shape)}, max_new_tokens = {max_new_tokens}"
+        )
     try:
         decoder = native_decoder(model) if decoder is None else decoder
     except CannotDecode as error:

@@ -143,7 +143,7 @@ def _train(
             _set_share(layers, share)
             if place == 0 or step == loop.start_step:
                 rows = shown(epoch)
-                batches = epoch_order([(row, row) for row in rows], config, epoch)
+                batches = epoch_order(rows, config, epoch)
             batch = padded([rows[i] for i in batches[place]], pad)
             record = _train_step(model, optimizer, *batch, step, teacher if config.distillation else None, config)
             record |= {"epoch": (step + 1) / per_epoch, "learning_rate": config.muon_lr * scale}

@@ -186,7 +186,8 @@ class PolicyStep:
                 frozen = torch.log_softmax(self._read(self.reference, some, some.thought)[0], -1)
             log_policy = torch.log_softmax(logits, -1)
             kl = (kl_per_token(log_policy, frozen) * times[here][row]).sum()
-            entropy = (entropy_per_token(log_policy) * explored[here][row]).sum()
+            weight = explored[here][row]
+            entropy = (entropy_per_token(log_policy[weight > 0]) * weight[weight > 0]).sum()
             terms = policy_terms(log_probs, worth[here]).sum() / len(of)
             if terms.requires_grad:
                 signal += float(torch.autograd.grad(terms, logits, retain_graph=True)[0].square().sum())

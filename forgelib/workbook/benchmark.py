@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from forgelib.core.artifacts import Artifact
 from forgelib.core.gates import Check
 from forgelib.core.rng import stream
-from forgelib.core.run import Run, open_run
+from forgelib.core.run import Run
 from forgelib.data import ReasoningRow, Vocabulary
 from forgelib.evaluate import bootstrap_interval, share_interval
 from forgelib.evaluate.verdict import Verdict
@@ -27,14 +27,12 @@ from forgelib.phases.decoding import Decoded, greedy, native_decoder
 from forgelib.quant import (
     CannotDecode,
     ExportRefused,
-    PackedTernaryLinear,
     check_bitnet,
     check_gguf,
     kernel_in_use,
     sizes,
 )
-from forgelib.quant.folder import TERNARY
-from forgelib.workbook import handoff, parents, phase1, phase3, phase4, reinforcement
+from forgelib.workbook import handoff, parents, phase3, phase4, reinforcement
 from forgelib.workbook.answered import answered
 from forgelib.workbook.params import BitnetBenchmark, ParameterError, QuietRL, QuietTheater, profile_values
 from forgelib.workbook.phase4 import Measured
@@ -52,19 +50,7 @@ Way = Callable[[Tensor, int, Collection[int]], Decoded]
 
 def open_benchmark(p: BitnetBenchmark, parents: list[Artifact]) -> Run:
     """The run of the benchmark."""
-    limits = {name for name in type(p).model_fields if name.endswith("_threshold")}
-    return open_run(
-        p.NOTEBOOK,
-        p.model_dump(exclude={"wandb_mode", "on_gate_failure", *limits}),
-        parents=parents,
-        seed=p.seed,
-        tags=phase1.tags(p, vocabulary=p.vocabulary),
-        label=p.profile,
-        wandb_mode=p.wandb_mode,
-        run_name="phase4-bitnet",
-        metrics_prefix="bitnet/",
-        code=CODE,
-    )
+    return phase4.open_bitnet(p, parents, code=CODE)
 
 
 def earlier(found: Artifact, p: BitnetBenchmark) -> dict[str, Measured]:
@@ -86,19 +72,12 @@ def size_rows(packed: nn.Module) -> list[dict]:
 
 def file_rows(parent: Path, folder: Path, packed: nn.Module) -> list[dict]:
     """Bytes of the files that hold weights, the ternary layers' and all, names and shapes included, beside float32."""
-    layers = ternary_bytes(packed, folder)
+    layers = phase4.ternary_bytes(packed, folder)
     rows = [
         ("ternary layers", layers["float32"], layers["stored"]),
         ("whole model", weight_bytes(parent), weight_bytes(folder)),
     ]
     return [{"files": name, "float32": a, "packed": b, "times smaller": round(a / b, 2)} for name, a, b in rows]
-
-
-def ternary_bytes(packed: nn.Module, folder: Path) -> dict[str, int]:
-    """Bytes of the ternary layers: their weights and biases in float32, and their file."""
-    layers = [m for m in packed.modules() if isinstance(m, PackedTernaryLinear)]
-    full = sum(4 * m.out_features * (m.in_features + (m.bias is not None)) for m in layers)
-    return {"float32": full, "stored": (folder / TERNARY).stat().st_size}
 
 
 def weight_bytes(folder: Path) -> int:
@@ -262,16 +241,13 @@ def gate_checks(
     theater: Verdict,
     p: BitnetBenchmark,
 ) -> list[Check]:
-    """The last gate. layers: `ternary_bytes`; found: "before", "packed" and what notebook 41 measured beside them."""
+    """The last gate. layers: `phase4.ternary_bytes`; found: "before", "packed" and what notebook 41 measured."""
     fast = times_as_fast(taken, FAST)
     bounds = bootstrap_interval(np.median, fast, seed=stream(p.seed, "speed"))
     beside = {CONTROL: statistics.median(times_as_fast(taken, CONTROL))}
     before, after = found["before"], found["packed"]
     names = {"ternary": "not packed", "control": "full precision, as long"}
     others = {label: 1 - phase4.drop(before, found[name]) for name, label in names.items() if name in found}
-    ternary = [m for m in packed.modules() if isinstance(m, PackedTernaryLinear)]
-    weights = [m.out_features * m.in_features for m in ternary]
-    zeros = float(np.average([m.sparsity() for m in ternary], weights=weights))
     tests = theater.gate()
     failed = ", ".join(check.name for check in tests.checks if not check.passed)
     kept, smaller = 1 - phase4.drop(before, after), layers["float32"] / layers["stored"]
@@ -283,7 +259,7 @@ def gate_checks(
         Check("ternary layers, times smaller on disk", smaller, p.compression_threshold, ">="),
         Check("share of the quality kept", kept, p.quality_threshold, ">=", interval, control=others),
         Check("anti-theater passed", float(tests.passed), 1.0, ">=", note=f"failed: {failed}" if failed else ""),
-        Check("zeros in ternary layers", zeros, p.sparsity_threshold, ">"),
+        Check("zeros in ternary layers", phase4.mean_sparsity(packed), p.sparsity_threshold, ">"),
     ]
 
 

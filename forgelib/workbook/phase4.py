@@ -25,7 +25,7 @@ from forgelib.evaluate.verdict import Verdict
 from forgelib.phases.bake import encode, encode_both_ways, shown_in
 from forgelib.phases.finetune import FinetuneConfig, Shown, finetune, full_precision, sparsity
 from forgelib.phases.quantize import Batch, QuantizeConfig, kept, quantize
-from forgelib.quant import Layer, Rounding, TernaryLinear, convert, pack_model, plan, save_packed
+from forgelib.quant import PackedTernaryLinear, Rounding, TernaryLinear, convert, pack_model, save_packed
 from forgelib.quant.folder import TERNARY as FILE
 from forgelib.workbook import phase1, phase3, reinforcement
 from forgelib.workbook.answered import answered
@@ -74,16 +74,16 @@ def rows(p: Parameters, words: Vocabulary, baked: Artifact, trained: Artifact) -
     tune = [*made.train, *problems.train]
     random.Random(stream(p.seed, "rows to tune on")).shuffle(tune)
     harder = problems.gate[: p.harder_rows]
-    seen = {row.prompt for row in (*problems.train, *harder)}
-    tune = [row for row in tune if row.prompt not in {other.prompt for other in made.gate}]
+    seen, held = ({row.prompt for row in some} for some in ((*problems.train, *harder), made.gate))
+    tune = [row for row in tune if row.prompt not in held]
     return Rows(tune, _spread([row for row in made.gate if row.prompt not in seen], p.gate_rows), harder)
 
 
 def _spread(some: list[ReasoningRow], n: int) -> list[ReasoningRow]:
     """`n` rows, evenly from all of them: they stand in the order of their strategies."""
-    return (
-        [row for i, row in enumerate(some) if (i + 1) * n // len(some) > i * n // len(some)] if n < len(some) else some
-    )
+    if n >= len(some):
+        return some
+    return [row for i, row in enumerate(some) if (i + 1) * n // len(some) > i * n // len(some)]
 
 
 def _known(model: type[Parameters], values: dict) -> dict:
@@ -155,7 +155,11 @@ def layer_rows(records: Sequence[dict], n: int = 8) -> list[dict]:
     return [{name: record[name] for name in names} for record in chosen]
 
 
-def _open(p: Parameters, parents: list[Artifact], left_out: set[str]) -> Run:
+def open_bitnet(
+    p: Parameters, parents: list[Artifact], left_out: set[str] = frozenset(), code: tuple[str, ...] = CODE
+) -> Run:
+    """A run of Phase 4. left_out: parameters that change no result; the gate's limits never do."""
+    left_out = left_out | {name for name in type(p).model_fields if name.endswith("_threshold")}
     return open_run(
         p.NOTEBOOK,
         p.model_dump(exclude={"wandb_mode", "on_gate_failure", *left_out}),
@@ -166,13 +170,13 @@ def _open(p: Parameters, parents: list[Artifact], left_out: set[str]) -> Run:
         wandb_mode=p.wandb_mode,
         run_name="phase4-bitnet",
         metrics_prefix="bitnet/",
-        code=CODE,
+        code=code,
     )
 
 
 def open_round(p: BitnetQuantize, parents: list[Artifact]) -> Run:
     """The run of the staged rounding."""
-    return _open(p, parents, {"sparsity_threshold"})
+    return open_bitnet(p, parents)
 
 
 def quantize_config(p: BitnetQuantize) -> QuantizeConfig:
@@ -219,8 +223,7 @@ def read_quality(found: Artifact) -> dict[str, Measured]:
 
 def open_tune(p: BitnetFinetune, parents: list[Artifact]) -> Run:
     """The run of the fine-tuning."""
-    limits = {"finetune_above", "quality_threshold", "sparsity_threshold", "compression_threshold"}
-    return _open(p, parents, {"checkpoint_every_seconds", *limits})
+    return open_bitnet(p, parents, {"checkpoint_every_seconds", "finetune_above"})
 
 
 def tune_config(p: BitnetFinetune) -> FinetuneConfig:
@@ -273,7 +276,6 @@ def gate_checks(
 ) -> list[Check]:
     """The gate of Phase 4. found: "before", "ternary" and, where it was trained, "control"; sizes: `packed_bytes`."""
     before, after = found["before"], found["ternary"]
-    layers = [module for module in model.modules() if isinstance(module, TernaryLinear)]
     interval = kept_interval(before, after, p.seed)
     beside = {"full precision, as long": 1 - drop(before, found["control"])} if "control" in found else None
     smaller = sizes["float32"] / sizes["stored"]
@@ -281,7 +283,7 @@ def gate_checks(
         Check(
             "share of the quality kept", 1 - drop(before, after), p.quality_threshold, ">=", interval, control=beside
         ),
-        Check("zeros in ternary layers", sparsity(layers), p.sparsity_threshold, ">"),
+        Check("zeros in ternary layers", mean_sparsity(model), p.sparsity_threshold, ">"),
         Check("ternary layers, times smaller on disk", smaller, p.compression_threshold, ">="),
         Check("anti-theater tests surely failed", float(reinforcement.surely_failed(theater)), 1.0, "<"),
     ]
@@ -293,8 +295,7 @@ def publish_ternary(
     """The model folder (weights as they are trained), its ternary layers' names, and the packed folder."""
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+        phase3.write_model(folder, model, tokenizer)
         tokenizer.save_pretrained(save_packed(pack_model(copy.deepcopy(model)), folder / "packed"))
         names = [name for name, m in model.named_modules() if isinstance(m, TernaryLinear)]
         (folder / LAYERS).write_text(json.dumps(names, indent=1))
@@ -305,21 +306,21 @@ def publish_ternary(
 
 def packed_bytes(model: nn.Module) -> dict[str, int]:
     """Bytes of the quantized layers: in float32, and in the file of a packed folder, which is written and counted."""
-    layers = [module for module in model.modules() if isinstance(module, TernaryLinear)]
-    full = sum(4 * (m.weight.numel() + (0 if m.bias is None else m.bias.numel())) for m in layers)
     with tempfile.TemporaryDirectory() as folder:
-        save_packed(pack_model(copy.deepcopy(model)), folder)
-        return {"float32": full, "stored": (Path(folder) / FILE).stat().st_size}
+        packed = pack_model(copy.deepcopy(model))
+        return ternary_bytes(packed, save_packed(packed, folder))
 
 
-def layer_plan(model: nn.Module) -> list[Layer]:
-    """What becomes of each linear layer (`quant.plan`)."""
-    return plan(model)
+def ternary_bytes(packed: nn.Module, folder: Path) -> dict[str, int]:
+    """Bytes of the ternary layers of a packed folder: their weights and biases in float32, and their file."""
+    layers = [m for m in packed.modules() if isinstance(m, PackedTernaryLinear)]
+    full = sum(4 * m.out_features * (m.in_features + (m.bias is not None)) for m in layers)
+    return {"float32": full, "stored": (folder / FILE).stat().st_size}
 
 
 def mean_sparsity(model: nn.Module) -> float:
-    """Share of zeros in all ternary layers."""
-    return sparsity([module for module in model.modules() if isinstance(module, TernaryLinear)])
+    """Share of zeros in all ternary layers, packed or not."""
+    return sparsity([m for m in model.modules() if isinstance(m, TernaryLinear | PackedTernaryLinear)])
 
 
 def n_steps(p: BitnetFinetune) -> int:

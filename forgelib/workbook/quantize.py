@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
@@ -39,6 +38,7 @@ from forgelib.quant import (
     save_packed,
     sizes,
 )
+from forgelib.workbook.command_folder import flat_settings, same_question
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.quantize_rows import Found, Material, enough_right, material, pad_of
 from forgelib.workbook.quietstar import load_any
@@ -131,16 +131,8 @@ def settings(asked: Asked) -> Settings:
         raise ParameterError(f"--export {','.join(asked.exports)}: must be of {', '.join(EXPORTS)}, joined by commas")
     if asked.dataset and asked.dataset not in CATALOGUE:
         raise ParameterError(f"--eval-dataset {asked.dataset}: must be one of {', '.join(CATALOGUE)}")
-    given = {}
-    if asked.config is not None:
-        try:
-            given = yaml.safe_load(asked.config.read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ParameterError(f"--config {asked.config}: cannot be read ({error})") from None
-        if not isinstance(given, dict):
-            raise ParameterError(f"--config {asked.config}: must be a flat list of `name: value` lines")
     try:
-        return Settings(**{str(name): value for name, value in given.items()})
+        return Settings(**flat_settings(asked.config))
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
         known = ", ".join(Settings.model_fields)
@@ -288,8 +280,4 @@ def _same_question(asked: Asked, p: Settings) -> None:
     """What began in a folder is what goes on there."""
     facts = {"model": str(asked.model.resolve()), "dataset": asked.dataset, "samples": asked.samples}
     facts |= {"steps": asked.steps} | p.model_dump()
-    file = asked.out / "asked.json"
-    if file.is_file() and (known := json.loads(file.read_text())) != facts:
-        changed = [name for name in facts if known.get(name) != facts[name]]
-        raise ParameterError(f"{asked.out} was begun with another {', '.join(changed)}: choose another folder")
-    file.write_text(json.dumps(facts, indent=1))
+    same_question(asked.out, facts)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 
 from forgelib import evaluate
@@ -31,6 +30,7 @@ from forgelib.phases.abtest import ABConfig, ab_test
 from forgelib.phases.bake import bake
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import abtest, phase3
+from forgelib.workbook.command_folder import flat_settings, same_question
 from forgelib.workbook.params import ParameterError, QuietBake, resolve
 from forgelib.workbook.remembering import Remembering
 
@@ -197,16 +197,9 @@ def _write_report(asked: Asked, report: dict) -> None:
 
 def settings(file: Path | None) -> QuietBake:
     """DEFAULTS, overruled by a flat YAML file. Raises ParameterError naming a field and what it takes."""
-    given = {}
-    if file is not None:
-        try:
-            given = yaml.safe_load(file.read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ParameterError(f"--config {file}: cannot be read ({error})") from None
-        if not isinstance(given, dict):
-            raise ParameterError(f"--config {file}: must be a flat list of `name: value` lines")
-        if wrong := sorted(NOTEBOOK_ONLY & set(given)):
-            raise ParameterError(f"--config {file}: {wrong[0]} means nothing here, only in the notebook")
+    given = flat_settings(file)
+    if wrong := sorted(NOTEBOOK_ONLY & set(given)):
+        raise ParameterError(f"--config {file}: {wrong[0]} means nothing here, only in the notebook")
     return resolve(QuietBake, {**DEFAULTS, **given, "profile": "laptop"})
 
 
@@ -246,11 +239,7 @@ def _same_question(asked: Asked, p: QuietBake) -> None:
     facts = {"model": str(asked.model.resolve()), "dataset": asked.dataset, "samples": asked.samples} | p.model_dump()
     facts |= {name: getattr(asked, name) for name in ("ab_samples", "ab_rounds", "ab_thoughts", "ab_improvement")}
     facts |= {"rows_sha256": phase3.rows_digest(p)}
-    file = asked.out / "asked.json"
-    if file.is_file() and (known := json.loads(file.read_text())) != facts:
-        changed = [name for name in facts if known.get(name) != facts[name]]
-        raise ParameterError(f"{asked.out} was begun with another {', '.join(changed)}: choose another folder")
-    file.write_text(json.dumps(facts, indent=1))
+    same_question(asked.out, facts)
 
 
 def _measured(

@@ -1,0 +1,30 @@
+"""What `forge bake-quietstar` and `forge quantize` share: a flat file of settings, and a folder that is gone on in."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from forgelib.workbook.params import ParameterError
+
+
+def flat_settings(file: Path | None) -> dict[str, object]:
+    """The `name: value` lines of a YAML file; none without a file. Raises ParameterError for anything else."""
+    if file is None:
+        return {}
+    try:
+        given = yaml.safe_load(file.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ParameterError(f"--config {file}: cannot be read ({error})") from None
+    if not isinstance(given, dict):
+        raise ParameterError(f"--config {file}: must be a flat list of `name: value` lines")
+    return {str(name): value for name, value in given.items()}
+
+
+def same_question(folder: Path, facts: dict) -> None:
+    """Note in the folder what is asked. Raises ParameterError where it was begun with something else."""
+    file = folder / "asked.json"
+    if file.is_file() and (known := json.loads(file.read_text())) != facts:
+        changed = [name for name in facts if known.get(name) != facts[name]]
+        raise ParameterError(f"{folder} was begun with another {', '.join(changed)}: choose another folder")
+    file.write_text(json.dumps(facts, indent=1))
