@@ -129,7 +129,7 @@ class QuietBake(Parameters):
 
     vocabulary: Literal["forge-12", "forge-8", "startofthought"] = Field("forge-12", description="thinking tokens")
     reasoning_file: str = Field("", description='JSON lines of reasoning rows; "" makes procedural ones')
-    rows: int = Field(6800, ge=20, le=1_000_000, description="reasoning rows trained on, over all strategies")
+    rows: int = Field(6000, ge=20, le=1_000_000, description="reasoning rows trained on, over all strategies")
     difficulty: int = Field(1, ge=1, le=3, description="hardest problems of the procedural rows")
     headroom_rows: int = Field(120, ge=0, le=1_000_000, description="further rows, one difficulty harder, for Step 2")
     watch_rows: int = Field(200, ge=10, le=100_000, description="validation rows that decide when training ends")
