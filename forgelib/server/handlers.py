@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -17,9 +16,11 @@ from forgelib.server.page import page
 from forgelib.server.routes import ROUTES, Route
 
 LARGEST_BODY = 65_536  # bytes; the longest body of parameters has some 2,000
+LISTED = "GET /forge/api/openapi.json lists the addresses"
 ADVICE = {
     403: "send the header `Authorization: token <the token that forge serve printed>`",
-    404: "GET /forge/api/openapi.json lists the addresses",
+    404: LISTED,
+    405: LISTED,
     500: "look at the server's log",
 }
 NAME = r"([\w.-]+)"
@@ -102,14 +103,11 @@ class Endpoint(APIHandler):
             405: f"{self.request.method} is not for {self.request.path}",
             500: "the server failed at this request",
         }.get(status_code, HTTPStatus(status_code).phrase)
-        if status_code == 405:
+        advice = ADVICE.get(status_code, "look at the request")
+        if status_code == 405 and self.routes:
             self.set_header("Allow", ", ".join(self.routes))
-        advice = f"use {_words(self.routes)}" if status_code == 405 else ADVICE.get(status_code, "look at the request")
+            advice = f"use {' or '.join(self.routes)}"
         self.finish(json.dumps({"error": phrase, "what to do": advice}))
-
-
-def _words(names: Iterable[str]) -> str:
-    return " or ".join(names)
 
 
 def _refuse_constant(name: str) -> None:

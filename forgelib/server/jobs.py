@@ -4,6 +4,7 @@ Who starts a step holds the lock file of that step and hands it to the job's pro
 job of a step runs at a time, however many requests and servers ask, and a job that was killed is in nobody's way.
 """
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -102,7 +103,8 @@ def _launch(task: Task, asked: dict[str, Any], resolved: dict[str, Any], lock: I
 def _accompany(process: subprocess.Popen, folder: Path) -> None:
     """Wait for a job that this server started, so that nothing of it is left when it is killed."""
     process.wait()
-    settle(records.read(folder))
+    with contextlib.suppress(OSError):  # somebody deleted its folder
+        settle(records.read(folder))
 
 
 def settle(record: Record) -> Record:

@@ -1,4 +1,4 @@
-"""What the files of a job tell: who is alive, which run is its own, how far it is; and no change of a record is lost."""
+"""What the files of a job tell: who is alive, which run is its own, how far it is. No change of a record is lost."""
 
 import json
 import os
