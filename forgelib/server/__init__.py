@@ -1,7 +1,8 @@
 """The control API of Phase 3, an extension of the Jupyter server: it shares that server's port, token and log.
 
-`forge serve` starts a server with it; any other Jupyter server of this environment loads it as well. Everything lies
-below /forge/api, described by /forge/api/openapi.json and, for people, /forge/api/docs.
+`forge serve` and `make lab` start a server with it; another one loads it with
+--ServerApp.jpserver_extensions="{'forgelib.server': True}". Everything lies below /forge/api, described by
+/forge/api/openapi.json and, for people, /forge/api/docs.
 """
 
 from typing import Any

@@ -6,21 +6,17 @@ import socket
 import subprocess
 import urllib.request
 
-from serving import FORGE, build_house, environment, wait_for
+from serving import FORGE, ROOT, build_house, environment, wait_for
 
 from forgelib.server import _jupyter_server_extension_points
 from forgelib.server.launch import arguments
 
 
-def test_the_extension_is_what_the_shipped_configuration_names():
-    import json
-    from pathlib import Path
-
-    import forgelib.server
-
-    shipped = json.loads((Path(forgelib.server.__file__).parent / "forgelib.json").read_text())
+def test_make_lab_and_forge_serve_enable_the_same_extension():
     (point,) = _jupyter_server_extension_points()
-    assert shipped == {"ServerApp": {"jpserver_extensions": {point["module"]: True}}}
+    option = f"--ServerApp.jpserver_extensions={{'{point['module']}': True}}"
+    assert option in arguments("127.0.0.1", None, "t")
+    assert option in (ROOT / "Makefile").read_text().replace('"', "")
 
 
 def test_a_wished_port_is_taken_or_refused_but_never_another():
