@@ -63,7 +63,7 @@ class Job(BaseModel):
 
 
 class Jobs(BaseModel):
-    """All jobs of the run folder, the newest first; without their journals and logs."""
+    """All jobs of the run folder, the newest first; without their logs."""
 
     jobs: list[Job]
 

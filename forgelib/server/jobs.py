@@ -157,14 +157,16 @@ def state_of(record: Record) -> str:
 
 
 def status(record: Record, brief: bool = False) -> Job:
-    """What is known of a job; `brief` leaves out journal and log."""
+    """What is known of a job; `brief` leaves out the log."""
     run = run_folder(record)
+    journal = reading.last_record(run) if run else None
     shown = {name: record[name] for name in Job.model_fields if name in record}
     shown |= {
         "state": state_of(record),
         "created": datetime.fromtimestamp(record["created"], UTC).isoformat(timespec="seconds"),
         "seconds": round(record.get("ended", time.time()) - record["created"], 1),
-        "journal": reading.last_record(run) if run and not brief else None,
+        "progress": reading.caught_up(record["progress"], journal),
+        "journal": journal,
         "log": [] if brief else reading.log_tail(records.folder_of(record) / records.LOG),
     }
     return Job(**shown)

@@ -1,5 +1,6 @@
 """What the files of a job tell: its run folder, how far it is, its gates, the last lines of its log."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from forgelib.core.paths import runs_dir
-from forgelib.core.tracking import JOURNAL, read_journal
+from forgelib.core.tracking import JOURNAL
 from forgelib.server.secrecy import mask
 from forgelib.workbook.publish import published
 
-LOG_LINES, LOG_BYTES = 20, 16_384
+LOG_LINES, TAIL_BYTES = 20, 65_536
 #: A line of workbook.progress.Progress: label, share, count, rate, clock.
 LINE = re.compile(r"(.*?) ?\d+% · (\d+)/(\d+) · ([\d.]+)(/s| s each) · ([\d:]+) (left|in all)")
 
@@ -67,15 +68,23 @@ def asked_of(run: Path, since: float) -> str:
 
 
 def last_record(run: Path) -> dict[str, Any] | None:
-    """The last record of a run's journal, in strict JSON."""
-    journal = run / JOURNAL
-    records = read_journal(journal) if journal.is_file() else []
-    return strict(records[-1]) if records else None
+    """The last whole record of a run's journal, names without the prefix of their phase; "nan" and "inf" stay texts."""
+    for line in reversed(_tail(run / JOURNAL).splitlines()):
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                return {name.rpartition("/")[2]: value for name, value in record.items()}
+    return None
 
 
-def strict(value: Any) -> Any:
-    """`value` with "nan", "inf" and "-inf" as texts."""
-    return json.loads(json.dumps(value), parse_constant=lambda name: name.replace("Infinity", "inf").lower())
+def caught_up(progress: dict[str, Any] | None, journal: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Progress that counts the steps which an earlier job of the same run had done: the journal holds them all."""
+    if progress is None or journal is None or not progress["done"] < journal["step"] + 1 <= progress["total"]:
+        return progress
+    done = journal["step"] + 1
+    known = done < progress["total"] and progress["per_second"] > 0
+    left = (progress["total"] - done) / progress["per_second"] if known else None
+    return progress | {"done": done, "seconds_left": left}
 
 
 def facts_of(notebook: Path) -> dict[str, list[dict[str, Any]]]:
@@ -99,10 +108,14 @@ def _is_artifact(fact: dict[str, Any]) -> bool:
 
 def log_tail(log: Path) -> list[str]:
     """The last lines of a log, with secrets of the environment blotted out."""
+    return mask(_tail(log)).splitlines()[-LOG_LINES:]
+
+
+def _tail(path: Path) -> str:
+    """The end of a file of lines, the first of them perhaps torn; "" where there is none."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return file.read().decode("utf-8", errors="replace")
     except OSError:
-        return []
-    return mask(text).splitlines()[-LOG_LINES:]
+        return ""

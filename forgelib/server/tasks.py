@@ -1,5 +1,6 @@
 """The steps of Phase 3 that can be started: the notebook of each, what it takes, and what must be there before."""
 
+import json
 import keyword
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from pydantic import BaseModel, ValidationError
 from forgelib.core.paths import runs_dir
 from forgelib.core.registry import Registry
 from forgelib.server.answers import Refused
-from forgelib.server.reading import strict
 from forgelib.server.secrecy import refuse_secrets
 from forgelib.workbook.params import MODELS, ParameterError, Parameters, describe
 from forgelib.workbook.plan import Step, parameters
@@ -88,11 +88,16 @@ def wrong_fields(model: type[BaseModel], asked: Mapping[str, Any]) -> list[dict[
     return [
         {
             "field": name,
-            "value": strict(value),
+            "value": _strict(value),
             "allowed": describe(model, name) if name in model.model_fields else f"one of the names {known}",
         }
         for name, value in problems
     ]
+
+
+def _strict(value: Any) -> Any:
+    """`value` with numbers that are not finite as texts: JSON has none, but 1e999 is read as one."""
+    return json.loads(json.dumps(value), parse_constant=str)
 
 
 def refuse_missing(inputs: Iterable[Input], p: Parameters) -> None:

@@ -80,7 +80,8 @@ def test_a_wrong_parameter_names_field_value_and_range(server, body, field, word
     status, said = server.ask("POST", "baking/start", raw)
     assert status == 422 and field in said["error"] and words in said["error"]
     (wrong,) = said["fields"]
-    assert wrong["field"] == field and wrong["allowed"] and str(next(iter(body.values()))) == str(wrong["value"])
+    assert wrong["field"] == field and wrong["allowed"]
+    assert wrong["value"] == ("Infinity" if "1e999" in raw.decode() else body[field])
 
 
 @pytest.mark.parametrize("name", ["", "_rows", "a b", "x; import os", "lambda", "rows\n"])

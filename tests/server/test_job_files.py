@@ -13,6 +13,7 @@ from serving import TAGS, plant
 
 from forgelib.core.loop import Control
 from forgelib.core.run import MissingInput, open_run
+from forgelib.core.tracking import Tracker
 from forgelib.server import jobs, processes, reading, records, secrecy, tasks
 from forgelib.server.answers import Refused
 from forgelib.workbook import phase3, reinforcement
@@ -124,6 +125,19 @@ def test_what_progress_shows_is_read_back(label, done, start, seconds):
     left = None if done == 400 else (400 - done) / rate
     assert read["seconds_left"] == (left if left is None else pytest.approx(left, abs=1))
     assert reading.progress_of("cell 3 of 20") is None
+
+
+def test_steps_of_an_earlier_job_of_the_run_are_counted(tmp_path):
+    line = {"label": "baking", "done": 5, "total": 100, "per_second": 2.0, "seconds_left": 47.5}
+    Tracker(tmp_path, run_name="r", metrics_prefix="baking/").log({"step": 59, "loss": float("nan")})
+    with (tmp_path / "metrics.jsonl").open("a") as journal:
+        journal.write('{"step": 60, "baking/lo')
+    journal = reading.last_record(tmp_path)
+    assert journal == {"step": 59, "loss": "nan"}
+    assert reading.caught_up(line, journal) == line | {"done": 60, "seconds_left": 20.0}
+    assert reading.caught_up(line, {"step": 99})["seconds_left"] is None
+    for other in (None, {"step": 3}, {"step": 5000}):
+        assert reading.caught_up(line, other) == line
 
 
 def test_the_run_of_a_job_is_the_one_with_its_parameters_and_no_older_one():
