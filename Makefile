@@ -29,8 +29,8 @@ test: $(VENV)/.installed-test      ## lint, floor plan, unit and pipeline tests,
 bench: $(VENV)/.installed-test     ## speed, convergence and grokking ratios; minutes to hours, see bench/
 	$(BIN)/python -m bench
 
-lab: $(VENV)/.installed            ## open the notebooks
-	cd notebooks && ../$(BIN)/jupyter lab
+lab: $(VENV)/.installed            ## open the notebooks; the control API is at /forge/api/docs
+	cd notebooks && ../$(BIN)/jupyter lab --ServerApp.jpserver_extensions="{'forgelib.server': True}"
 
 clean:                             ## forget the environment; runs and reports stay
 	rm -rf $(VENV) forgelib.egg-info

@@ -195,6 +195,19 @@ def stop(run: Run) -> None:
     _request(run, "stop")
 
 
+@app.command()
+def serve(
+    ip: Annotated[str, typer.Option(help="address to listen at; the default is reached from this machine only")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int | None, typer.Option(min=1, max=65_535, help="default: 8888, or the next free one")] = None,
+) -> None:
+    """Serve the control API of Phase 3 from a Jupyter server; prints its address with the token (or $JUPYTER_TOKEN)."""
+    from forgelib.server.launch import serve as run_server
+
+    run_server(ip, port, typer.echo)
+
+
 def _request(name: str, wish: str) -> None:
     from forgelib.core.loop import Control
 

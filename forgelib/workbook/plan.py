@@ -17,8 +17,8 @@ from forgelib.core.artifacts import imports_of, sources_of
 from forgelib.core.paths import datasets_mirror, repo_root
 from forgelib.workbook.params import MODELS, ParameterError, Parameters, resolve
 
-#: Modules that only show or order results: a change in them makes no finished notebook stale.
-BYSTANDERS = {"cli.py", "server.py", "workbook/console.py", "workbook/report.py", "workbook/runner.py"}
+#: Modules and rooms that only show or order results: a change in them makes no finished notebook stale.
+BYSTANDERS = ("cli.py", "server/", "workbook/console.py", "workbook/report.py", "workbook/runner.py")
 LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "datasets", "reasoning-gym", "matplotlib")
 
 
@@ -120,7 +120,7 @@ def _code_digest(notebook: str) -> str:
     package, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
     for path in sources_of(*_imported_modules(notebook)):
         name = path.relative_to(package).as_posix()
-        if name not in BYSTANDERS:
+        if not name.startswith(BYSTANDERS):
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
