@@ -17,18 +17,26 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Profile = Annotated[str, typer.Option(help="smoke, laptop, gpu6gb or full; default: $FORGE_PROFILE, else laptop")]
 Seed = Annotated[int | None, typer.Option(help="root of every random stream; default: the profile's")]
 Data = Annotated[str | None, typer.Option(help="auto, real or procedural; default: the profile's")]
+Wandb = Annotated[str | None, typer.Option(help="offline, online or disabled; default: the profile's")]
 Reports = Annotated[Path | None, typer.Option(help="folder of the reports; default: reports/")]
 Only = Annotated[str, typer.Option(help="only the steps whose name begins so, e.g. 11 or 11_cognate_train-memory")]
 Run = Annotated[str, typer.Argument(help="a run's folder, or enough of its name to be the only one (see: forge runs)")]
 
 
 @app.command()
-def run(profile: Profile = "", only: Only = "", data: Data = None, seed: Seed = None, reports: Reports = None) -> None:
+def run(
+    profile: Profile = "",
+    only: Only = "",
+    data: Data = None,
+    seed: Seed = None,
+    reports: Reports = None,
+    wandb: Wandb = None,
+) -> None:
     """Run the notebooks in order; what is finished and unchanged is reused."""
     from forgelib.workbook.runner import RunFailed, run_plan
 
     try:
-        run_plan(_asked(profile, seed, data), only, reports)
+        run_plan(_asked(profile, seed, data) | ({"wandb_mode": wandb} if wandb else {}), only, reports)
     except RunFailed as failure:
         typer.echo(f"forge: {failure}", err=True)
         raise typer.Exit(1) from None

@@ -39,7 +39,7 @@ from forgelib.quant import (
     sizes,
 )
 from forgelib.workbook.command_folder import flat_settings, same_question
-from forgelib.workbook.params import ParameterError
+from forgelib.workbook.params import SECRET, ParameterError
 from forgelib.workbook.quantize_rows import Found, Material, enough_right, material, pad_of
 from forgelib.workbook.quietstar import load_any
 from forgelib.workbook.tables import number
@@ -134,7 +134,10 @@ def settings(asked: Asked) -> Settings:
     try:
         return Settings(**flat_settings(asked.config))
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        wrong = [(".".join(map(str, e["loc"])), e["input"], e["msg"]) for e in error.errors()]
+        lines = [
+            f"{name} = {'(not shown)' if SECRET.search(name) else repr(value)}: {told}" for name, value, told in wrong
+        ]
         known = ", ".join(Settings.model_fields)
         raise ParameterError(f"--config {asked.config}: " + "; ".join(lines) + f" (known: {known})") from None
 

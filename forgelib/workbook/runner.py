@@ -14,7 +14,7 @@ from typing import Any
 from forgelib.core.artifacts import file_sha256
 from forgelib.core.paths import reports_dir, runs_dir
 from forgelib.workbook.console import Console
-from forgelib.workbook.plan import PLAN, Step, available, parameters, select, step_keys
+from forgelib.workbook.plan import PLAN, Step, asked_of, available, parameters, select, step_keys
 from forgelib.workbook.publish import published
 
 
@@ -27,23 +27,42 @@ def run_plan(
 ) -> list[Path]:
     """Run every step whose name begins with `only`; returns the reports written.
 
-    `asked` holds the explicit profile, seed and data, each absent when the profile decides. Raises ParameterError
-    before any kernel starts, and RunFailed, after the reports are written, when a notebook failed.
+    `asked` holds the explicit profile, seed, data and wandb_mode, each absent when the profile decides. The reports are
+    written after each phase and at the end. Raises ParameterError before any kernel starts, and RunFailed, after the
+    reports are written, when a notebook failed.
     """
-    console = console or Console()
+    console, reports = console or Console(), reports or reports_dir()
     plan = available(PLAN)
-    chosen = {step.name for step in select(only, plan)}
+    chosen = select(only, plan)
     folder, keys = executed_dir(asked), step_keys(plan, asked)
     console.say(f"Agent Forge · {folder.name} · executed notebooks in {folder}")
     try:
-        for step in plan:
-            if step.name in chosen:
-                _run_or_reuse(step, keys[step.name], asked, folder, console)
+        for step, following in zip(chosen, (*chosen[1:], None), strict=True):
+            _run_or_reuse(step, keys[step.name], asked, folder, console)
+            if following is not None and following.phase != step.phase:
+                write_reports(asked, reports)
+                console.say(f"  report  {reports / f'phase{step.phase}.html'}")
     finally:
-        written = write_reports(asked, reports or reports_dir())
+        written = write_reports(asked, reports)
         for path in written:
             console.say(f"  report  {path}")
+    mirror_reports(asked, reports, console)
     return written
+
+
+def mirror_reports(asked: Mapping[str, Any], reports: Path, console: Console) -> None:
+    """Mirror verdicts, tables and pages to W&B where the notebooks ask for it (`workbook.mirror`)."""
+    from forgelib.workbook.mirror import mirror_phase
+
+    folder, executed = executed_dir(asked), {}
+    for step in available(PLAN):
+        if read_record(folder, step).get("status") == "finished":
+            notebook = json.loads((folder / f"{step.name}.ipynb").read_text())
+            executed.setdefault(step.phase, {})[step.name] = notebook
+    for number, notebooks in executed.items():
+        made = mirror_phase(number, notebooks, reports / f"phase{number}.html", folder.name)
+        if made is not None:
+            console.say(f"  W&B     {made}")
 
 
 def executed_dir(asked: Mapping[str, Any]) -> Path:
@@ -88,7 +107,7 @@ def _run_or_reuse(step: Step, key: str, asked: Mapping[str, Any], folder: Path, 
         console.end("reused: nothing it rests on has changed")
         return
     output, began = folder / f"{step.name}.ipynb", time.time()
-    params = {"profile": parameters(step, asked).profile, **asked, **step.params}
+    params = {"profile": parameters(step, asked).profile, **asked_of(step, asked)}
     try:
         done = execute(step.path, output, params, console.note)
     except KeyboardInterrupt:
