@@ -7,6 +7,7 @@ asked to be online; where every notebook of a phase has W&B disabled, wandb is n
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,14 @@ def tables_of(facts: Mapping[str, list[dict]]) -> Iterator[tuple[str, Table]]:
     gates = [check for some in facts.values() for fact in some if fact["kind"] == "gate" for check in _checks(fact)]
     if gates:
         yield "gates", (CHECK, gates)
+    seen: Counter[str] = Counter()
     for step, some in facts.items():
         for fact in some:
-            if fact.get("columns") and fact["kind"] != "gate":
+            if fact.get("columns"):
+                name = f"{step}/{fact['kind']}"
+                seen[name] += 1
                 rows = [[_plain(row.get(column)) for column in fact["columns"]] for row in fact["rows"]]
-                yield f"{step}/{fact['kind']}", (fact["columns"], rows)
+                yield name if seen[name] == 1 else f"{name} ({seen[name]})", (fact["columns"], rows)
 
 
 def _checks(gate: Mapping[str, Any]) -> Iterator[list[Any]]:
