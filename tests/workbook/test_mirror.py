@@ -1,11 +1,15 @@
-"""What a phase's run in W&B holds, and when there is none."""
+"""What a phase's run in W&B holds, and when there is none; and that "disabled" keeps wandb out altogether."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
+import nbformat
 import pytest
 from executed_facts import CHECK, executed, gate, provenance
 
+from forgelib.workbook.knobs import MODELS
 from forgelib.workbook.mirror import mirror_phase, tables_of, wanted_mode
 
 
@@ -43,3 +47,38 @@ def test_where_nothing_asks_for_it_wandb_is_not_imported(tmp_path):
         "assert 'wandb' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env={"FORGE_RUNS": str(tmp_path)})
+
+
+ROOT = Path(__file__).resolve().parents[2]
+MIRRORED = [name for name, model in MODELS.items() if "wandb_mode" in model.model_fields]
+
+
+def code_cells(name: str) -> list:
+    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_every_notebook_that_mirrors_has_one_line_that_turns_it_off(name):
+    (knobs,) = [cell.source for cell in code_cells(name) if "parameters" in cell.metadata.get("tags", ())]
+    (line,) = [line for line in knobs.splitlines() if line.startswith("wandb_mode")]
+    assert line.endswith("# offline, online or disabled")
+
+
+@pytest.mark.slow
+def test_with_everything_that_the_notebooks_import_and_a_run_wandb_stays_out(tmp_path):
+    """The import lines of all notebooks, then a run as they open one, its journal and its artifact."""
+    trees = [ast.parse(cell.source) for name in MODELS for cell in code_cells(name)]
+    imports = {ast.unparse(n) for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)}
+    run = (
+        "from forgelib.core.run import open_run",
+        "run = open_run('11_cognate_train', {}, seed=0, wandb_mode='disabled')",
+        "run.tracker.log({'step': 0, 'loss': 1.0})",
+        "run.publish('trunk', lambda folder: (folder / 'config.json').write_text('{}'))",
+        "import sys; assert 'torch' in sys.modules and 'wandb' not in sys.modules",
+    )
+    program = "\n".join([*sorted(imports), *run])
+    environment = {"FORGE_RUNS": str(tmp_path), "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("wandb*"))
