@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from forgelib.core.paths import reports_dir, runs_dir
+from forgelib.workbook.console import say
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.progress import duration
 
@@ -81,7 +82,7 @@ def evo(
     models = tuple(Path(folder.strip()) for folder in base_models.split(",") if folder.strip())
     asked = Asked(models, out, trunk, gens, seed, workers, ray, strategy, data)
     try:
-        typer.echo(f"champion  {run_evo(asked, typer.echo)}")
+        typer.echo(f"champion  {run_evo(asked, say)}")
     except (MergeRefused, DataError) as error:
         raise ParameterError(str(error)) from None
 
@@ -102,9 +103,7 @@ def rows(
     from forgelib.workbook.row_making import Asked, make_rows
 
     try:
-        typer.echo(
-            f"rows  {make_rows(Asked(out, maker, n, vocabulary, difficulty, seed, model, cost_limit), typer.echo)}"
-        )
+        typer.echo(f"rows  {make_rows(Asked(out, maker, n, vocabulary, difficulty, seed, model, cost_limit), say)}")
     except (DataError, ValueError) as error:
         raise ParameterError(str(error)) from None
 
@@ -135,7 +134,7 @@ def bake_quietstar(
     ab = (ab_samples, ab_rounds, ab_thoughts, ab_improvement)
     asked = quietstar.Asked(model, out, eval_dataset, eval_samples, device, config, resume, *ab)
     try:
-        typer.echo(f"baked  {quietstar.bake_quietstar(asked, typer.echo)}")
+        typer.echo(f"baked  {quietstar.bake_quietstar(asked, say)}")
     except (DataError, ValueError) as error:
         raise ParameterError(str(error)) from None
 
@@ -156,7 +155,7 @@ def quantize(
 
     exports = tuple(name.strip() for name in export.split(",") if name.strip())
     asked = Asked(model, out, eval_dataset, eval_samples, steps, exports, config, resume)
-    typer.echo(f"ternary  {run_quantize(asked, typer.echo)}")
+    typer.echo(f"ternary  {run_quantize(asked, say)}")
 
 
 @app.command()

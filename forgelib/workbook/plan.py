@@ -97,7 +97,7 @@ def step_keys(plan: tuple[Step, ...], asked: Mapping[str, Any]) -> dict[str, str
     """Step name -> sha256 of everything its result rests on: notebook, parameters, code, libraries, rows, upstream.
 
     Where records are mirrored changes no result."""
-    versions, mirror = _versions(), _mirror_identity()
+    versions, mirror = library_versions(), _mirror_identity()
     keys: dict[str, str] = {}
     for step in plan:
         params = parameters(step, asked)
@@ -140,7 +140,8 @@ def _imported_modules(notebook: str) -> Iterator[str]:
             yield from (".".join(parts) for parts in imports_of("".join(cell["source"])))
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Python and the libraries that a result rests on."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
 
 

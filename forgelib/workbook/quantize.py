@@ -27,6 +27,7 @@ from forgelib.phases.quantize import QuantizeConfig, fall_back, kept, quantize
 from forgelib.quant import (
     ExportRefused,
     PackedTernaryLinear,
+    TernaryLinear,
     Rounding,
     check_bitnet,
     check_gguf,
@@ -39,6 +40,7 @@ from forgelib.quant import (
     sizes,
 )
 from forgelib.workbook.command_folder import flat_settings, same_question
+from forgelib.workbook.console import watched
 from forgelib.workbook.params import SECRET, ParameterError
 from forgelib.workbook.quantize_rows import Found, Material, enough_right, material, pad_of
 from forgelib.workbook.quietstar import load_any
@@ -167,7 +169,8 @@ def _material(tokenizer, asked: Asked, p: Settings) -> Material:
 def _round(model: nn.Module, rows: Material, config: QuantizeConfig, asked: Asked, say: Callable) -> dict[str, float]:
     """Every layer in turn; returns what each cost, in nats a token."""
     records = []
-    for record in quantize(model, rows.calibration, config):
+    layers = sum(isinstance(module, TernaryLinear) for module in model.modules())
+    for record in watched(quantize(model, rows.calibration, config), layers, "rounding"):
         records.append(record)
         if record["put_back"]:
             say(f"  {record['name']} costs {record['cost']:.3f} nats a token and is put back")
@@ -203,7 +206,8 @@ def _finetune(
         checkpointer=checkpointer,
         control=Control(asked.out),
     )
-    for record in tracker.follow(steps):
+    total = p.epochs * -(-len(rows.shown) // p.batch_size)
+    for record in watched(tracker.follow(steps), total, "fine-tuning", ("loss",)):
         if record["step"] % 50 == 0 or "sparsity" in record:
             say(f"  step {record['step'] + 1}: loss {record['loss']:.3f}, rounding {record['rounding_share']:.2f}")
 

@@ -6,15 +6,16 @@ when its key (plan.step_keys), its file and the artifacts it published are all a
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from forgelib.core.artifacts import file_sha256
-from forgelib.core.paths import reports_dir, runs_dir
+from forgelib.core.artifacts import code_digest, file_sha256
+from forgelib.core.paths import repo_root, reports_dir, runs_dir
 from forgelib.workbook.console import Console
-from forgelib.workbook.plan import PLAN, Step, asked_of, available, parameters, select, step_keys
+from forgelib.workbook.plan import PLAN, Step, asked_of, available, library_versions, parameters, select, step_keys
 from forgelib.workbook.publish import published
 
 
@@ -125,11 +126,25 @@ def _run_or_reuse(step: Step, key: str, asked: Mapping[str, Any], folder: Path, 
         "status": "finished",
         "key": key,
         "seconds": time.time() - began,
+        "code": code_digest()[:16],
+        "commit": commit(),
+        "libraries": library_versions(),
         "sha256": file_sha256(output),
         "artifacts": [fact["path"] for fact in facts if fact["kind"] == "artifact"],
     }
     _write_record(folder, step, record)
     console.end(f"done; gate not passed: {', '.join(red)}" if red else "done")
+
+
+def commit() -> str:
+    """The checkout's commit, with a + where files differ from it; "" where there is no git or no checkout."""
+    git = ["git", "-C", str(repo_root())]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=20)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, timeout=20).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + "+" * bool(changed) if head.returncode == 0 else ""
 
 
 def _still_holds(step: Step, key: str, folder: Path) -> bool:
