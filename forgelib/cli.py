@@ -161,6 +161,8 @@ def quantize(
 @app.command()
 def runs() -> None:
     """List the run folders, the latest first: last step, age of its journal, name."""
+    if not _run_folders():
+        typer.echo(f"no run yet below {runs_dir()}; start with: forge run", err=True)
     for folder in sorted(_run_folders(), key=_last_sign, reverse=True):
         typer.echo(f"{_last_step(folder):>9}  {duration(time.time() - _last_sign(folder)):>9} ago  {folder.name}")
 
@@ -168,7 +170,10 @@ def runs() -> None:
 @app.command()
 def artifacts(name: Annotated[str, typer.Option(help="only artifacts of this name")] = "") -> None:
     """List the published artifacts, newest first: digest, name, folder."""
-    for row in _registry().find(name=name or None):
+    found = _registry().find(name=name or None)
+    if not found:
+        typer.echo(f"no artifact {name or 'yet'} below {runs_dir()}; they are made by: forge run", err=True)
+    for row in found:
         typer.echo(f"{row['digest'][:12]}  {row['manifest']['name']}  {row['path']}")
 
 

@@ -27,8 +27,8 @@ from forgelib.phases.quantize import QuantizeConfig, fall_back, kept, quantize
 from forgelib.quant import (
     ExportRefused,
     PackedTernaryLinear,
-    TernaryLinear,
     Rounding,
+    TernaryLinear,
     check_bitnet,
     check_gguf,
     convert,
