@@ -53,11 +53,11 @@ def run_plan(
 
 def mirror_reports(asked: Mapping[str, Any], reports: Path, console: Console) -> None:
     """Mirror verdicts, tables and pages to W&B where the notebooks ask for it (`workbook.mirror`)."""
-    from forgelib.workbook.mirror import mirror_phase
+    from forgelib.workbook.mirror import RUNS, mirror_phase
 
     folder, executed = executed_dir(asked), {}
     for step in available(PLAN):
-        if read_record(folder, step).get("status") == "finished":
+        if step.phase in RUNS and read_record(folder, step).get("status") == "finished":
             notebook = json.loads((folder / f"{step.name}.ipynb").read_text())
             executed.setdefault(step.phase, {})[step.name] = notebook
     for number, notebooks in executed.items():
@@ -75,9 +75,9 @@ def executed_dir(asked: Mapping[str, Any]) -> Path:
 def write_reports(asked: Mapping[str, Any], reports: Path) -> list[Path]:
     """Write phase<N>.html for each phase, and index.html, from the notebooks as they were last executed.
 
-    A finished notebook that something it rests on has outrun is shown as out of date.
+    A finished notebook that something it rests on has outrun is shown as out of date; one of no phase has no report.
     """
-    from forgelib.workbook.report import Chapter, write_index, write_phase
+    from forgelib.workbook.report import PHASES, Chapter, write_index, write_phase
 
     plan, folder = available(PLAN), executed_dir(asked)
     keys, phases = step_keys(plan, asked), {}
@@ -85,8 +85,9 @@ def write_reports(asked: Mapping[str, Any], reports: Path) -> list[Path]:
         record = read_record(folder, step)
         if record.get("status") == "finished" and record["key"] != keys[step.name]:
             record["status"] = "out of date"
-        chapter = Chapter(step.name, folder / f"{step.name}.ipynb", record)
-        phases.setdefault(step.phase, []).append(chapter)
+        if step.phase in PHASES:
+            chapter = Chapter(step.name, folder / f"{step.name}.ipynb", record)
+            phases.setdefault(step.phase, []).append(chapter)
     reports.mkdir(parents=True, exist_ok=True)
     pages = [write_phase(number, steps, folder.name, reports) for number, steps in phases.items()]
     return [*pages, write_index(phases, folder.name, reports)]

@@ -28,32 +28,32 @@ def history(lines: list[str], metric: str) -> list[tuple[int, float]]:
     return [(record["_step"], record[metric]) for record in map(json.loads, lines)]
 
 
-def test_wandb_sync_takes_a_run_that_was_broken_off_and_goes_on_in_it(tmp_path, home):
+def test_wandb_sync_takes_a_run_that_was_broken_off_twice_as_one(tmp_path, home):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
     options = {"run_name": "phase3-step1-baking", "job_type": "30_quietstar_bake", "metrics_prefix": "baking/"}
-    for first in (0, 2):
+    for first in (0, 2, 4):
         tracker = Tracker(tmp_path / "run", wandb_mode="offline", config={"epochs": 5}, **options)
         for step in (first, first + 1):
             tracker.log({"step": step, "loss": float(step)})
         tracker.save_artifact(model, "quietstar-baked", "model")
         tracker.finish()
-    halves, run = offline_runs(tmp_path / "run"), (tmp_path / "run" / "wandb_id").read_text()
-    assert len(halves) == 2
-    cut = tmp_path / "cut" / halves[0].name
+    parts, run = offline_runs(tmp_path / "run"), (tmp_path / "run" / "wandb_id").read_text()
+    assert len(parts) == 3
+    cut = tmp_path / "cut" / parts[0].name
     cut.mkdir(parents=True)
-    (cut / f"run-{run}.wandb").write_bytes((halves[0] / f"run-{run}.wandb").read_bytes()[:40])
+    (cut / f"run-{run}.wandb").write_bytes((parts[0] / f"run-{run}.wandb").read_bytes()[:40])
     with wandb_server() as told:
         assert "incomplete record" in told.sync(cut).stderr and told.runs == {}, "a damaged file would be seen"
-        done = told.sync(*halves)
+        done = told.sync(*parts)
     assert done.returncode == 0, done.stdout + done.stderr
     assert told.runs == {
         run: {"displayName": "phase3-step1-baking", "project": "agent-forge-v2", "jobType": "30_quietstar_bake"}
     }
-    assert history(told.history[run], "baking/loss") == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+    assert history(told.history[run], "baking/loss") == [(step, float(step)) for step in range(6)]
     assert told.artifacts == {"quietstar-baked": "model"} and b"epochs" in told.files["config.yaml"]
-    assert all(list(half.glob("*.wandb.synced")) for half in halves), "a second sync would skip them"
+    assert all(list(part.glob("*.wandb.synced")) for part in parts), "a second sync would skip them"
 
 
 def test_verdicts_tables_and_the_page_of_a_phase_become_a_run_of_their_own(tmp_path, home):
