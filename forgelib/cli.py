@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from forgelib.core.paths import reports_dir, runs_dir
+from forgelib.workbook.console import say
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.progress import duration
 
@@ -17,18 +18,26 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Profile = Annotated[str, typer.Option(help="smoke, laptop, gpu6gb or full; default: $FORGE_PROFILE, else laptop")]
 Seed = Annotated[int | None, typer.Option(help="root of every random stream; default: the profile's")]
 Data = Annotated[str | None, typer.Option(help="auto, real or procedural; default: the profile's")]
+Wandb = Annotated[str | None, typer.Option(help="offline, online or disabled; default: the profile's")]
 Reports = Annotated[Path | None, typer.Option(help="folder of the reports; default: reports/")]
 Only = Annotated[str, typer.Option(help="only the steps whose name begins so, e.g. 11 or 11_cognate_train-memory")]
 Run = Annotated[str, typer.Argument(help="a run's folder, or enough of its name to be the only one (see: forge runs)")]
 
 
 @app.command()
-def run(profile: Profile = "", only: Only = "", data: Data = None, seed: Seed = None, reports: Reports = None) -> None:
+def run(
+    profile: Profile = "",
+    only: Only = "",
+    data: Data = None,
+    seed: Seed = None,
+    reports: Reports = None,
+    wandb: Wandb = None,
+) -> None:
     """Run the notebooks in order; what is finished and unchanged is reused."""
     from forgelib.workbook.runner import RunFailed, run_plan
 
     try:
-        run_plan(_asked(profile, seed, data), only, reports)
+        run_plan(_asked(profile, seed, data) | ({"wandb_mode": wandb} if wandb else {}), only, reports)
     except RunFailed as failure:
         typer.echo(f"forge: {failure}", err=True)
         raise typer.Exit(1) from None
@@ -73,7 +82,7 @@ def evo(
     models = tuple(Path(folder.strip()) for folder in base_models.split(",") if folder.strip())
     asked = Asked(models, out, trunk, gens, seed, workers, ray, strategy, data)
     try:
-        typer.echo(f"champion  {run_evo(asked, typer.echo)}")
+        typer.echo(f"champion  {run_evo(asked, say)}")
     except (MergeRefused, DataError) as error:
         raise ParameterError(str(error)) from None
 
@@ -94,9 +103,7 @@ def rows(
     from forgelib.workbook.row_making import Asked, make_rows
 
     try:
-        typer.echo(
-            f"rows  {make_rows(Asked(out, maker, n, vocabulary, difficulty, seed, model, cost_limit), typer.echo)}"
-        )
+        typer.echo(f"rows  {make_rows(Asked(out, maker, n, vocabulary, difficulty, seed, model, cost_limit), say)}")
     except (DataError, ValueError) as error:
         raise ParameterError(str(error)) from None
 
@@ -127,7 +134,7 @@ def bake_quietstar(
     ab = (ab_samples, ab_rounds, ab_thoughts, ab_improvement)
     asked = quietstar.Asked(model, out, eval_dataset, eval_samples, device, config, resume, *ab)
     try:
-        typer.echo(f"baked  {quietstar.bake_quietstar(asked, typer.echo)}")
+        typer.echo(f"baked  {quietstar.bake_quietstar(asked, say)}")
     except (DataError, ValueError) as error:
         raise ParameterError(str(error)) from None
 
@@ -148,12 +155,14 @@ def quantize(
 
     exports = tuple(name.strip() for name in export.split(",") if name.strip())
     asked = Asked(model, out, eval_dataset, eval_samples, steps, exports, config, resume)
-    typer.echo(f"ternary  {run_quantize(asked, typer.echo)}")
+    typer.echo(f"ternary  {run_quantize(asked, say)}")
 
 
 @app.command()
 def runs() -> None:
     """List the run folders, the latest first: last step, age of its journal, name."""
+    if not _run_folders():
+        typer.echo(f"no run yet below {runs_dir()}; start with: forge run", err=True)
     for folder in sorted(_run_folders(), key=_last_sign, reverse=True):
         typer.echo(f"{_last_step(folder):>9}  {duration(time.time() - _last_sign(folder)):>9} ago  {folder.name}")
 
@@ -161,7 +170,10 @@ def runs() -> None:
 @app.command()
 def artifacts(name: Annotated[str, typer.Option(help="only artifacts of this name")] = "") -> None:
     """List the published artifacts, newest first: digest, name, folder."""
-    for row in _registry().find(name=name or None):
+    found = _registry().find(name=name or None)
+    if not found:
+        typer.echo(f"no artifact {name or 'yet'} below {runs_dir()}; they are made by: forge run", err=True)
+    for row in found:
         typer.echo(f"{row['digest'][:12]}  {row['manifest']['name']}  {row['path']}")
 
 

@@ -1,13 +1,30 @@
-"""The lines that `forge run` writes while it works: one a notebook, updated in place on a terminal."""
+"""The lines that forge writes while it works: of `forge run` one a notebook, updated in place on a terminal; of other
+commands what they say, above a progress line where there is a terminal to draw it on."""
 
 import shutil
 import sys
 import time
-from typing import TextIO
+from collections.abc import Iterable
+from typing import TextIO, TypeVar
 
-from forgelib.workbook.progress import duration
+from forgelib.workbook.progress import Progress, duration
 
+T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 30.0
+
+
+def say(text: object) -> None:
+    """A line of a command; a progress line that stands on the terminal makes room for it."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def watched(items: Iterable[T], total: int, label: str, show: Iterable[str] = ()) -> Iterable[T]:
+    """The items, with rate and time left on a terminal; a log file gets what the command says and no redrawn lines."""
+    return Progress(items, total, label, show) if sys.stderr.isatty() else items
 
 
 class Console:

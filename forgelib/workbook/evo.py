@@ -21,6 +21,7 @@ from forgelib.merge import MergeRefused, check_parents, linear
 from forgelib.phases.evomerge import EvolutionConfig
 from forgelib.phases.ledger import Ledger
 from forgelib.phases.workshop import Plan, Workshop, load_config
+from forgelib.workbook.console import watched
 from forgelib.workbook.contest import contenders, save_champion, standing
 from forgelib.workbook.phase2 import LEDGER, STRATEGIES, Family, choose, population, texts_of, unseen_rows
 from forgelib.workbook.tables import number
@@ -87,7 +88,8 @@ def _search(asked: Asked, plan: Plan, n_layers: int, say: Callable[[str], object
     steps = STRATEGIES[asked.strategy]
     tracker = Tracker(asked.out, run_name="phase2-evomerge", config={}, wandb_mode="disabled")
     with _population(asked, plan) as measure:
-        for record in tracker.follow(steps(config, measure, Ledger(asked.out / LEDGER))):
+        records = tracker.follow(steps(config, measure, Ledger(asked.out / LEDGER)))
+        for record in watched(records, config.generations, "search", ("best",)):
             say(f"  generation {record['step']}: best {record['best']:.4f}, diversity {record['diversity']:.2f}")
     say(f"  ended: {record['ended']}; {record['evaluations']} children measured")
 

@@ -9,6 +9,7 @@ explicitly (injected by papermill, or edited in the notebook), params/<profile>/
 import ast
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -59,6 +60,8 @@ __all__ = [
 
 #: First line of the cell that papermill injects; a notebook's own parameters cell must not begin with it.
 INJECTED = "# Parameters"
+#: Names of what must not be kept with a run. "max_new_tokens" is none, "HF_TOKEN" is.
+SECRET = re.compile(r"(?i)(^|_)(key|apikey|token|secret|password|passwd|passphrase|credentials?|auth)($|_)")
 Scalar = str | int | float | bool | None
 
 
@@ -149,6 +152,12 @@ def _validate(model: type[P], values: dict[str, Any]) -> P:
 
 def _explain(model: type[Parameters], problem: Mapping[str, Any]) -> str:
     name, value = str(problem["loc"][0]) if problem["loc"] else "", problem["input"]
+    if problem["type"] == "extra_forbidden" and SECRET.search(name):
+        return (
+            f"{name}: there is no such parameter. It looks like a key or a password, and parameters are kept with the "
+            "run: set an environment variable instead. papermill has already written the value to its output notebook: "
+            "delete that file"
+        )
     if problem["type"] == "extra_forbidden":
         known = [field for field in model.model_fields if field != "profile"]
         return f"{name} = {value!r}: there is no such parameter{_near(name, known)} (known: {', '.join(known)})"

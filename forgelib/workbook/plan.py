@@ -82,19 +82,28 @@ def select(only: str, plan: tuple[Step, ...]) -> tuple[Step, ...]:
 
 
 def parameters(step: Step, asked: Mapping[str, Any]) -> Parameters:
-    """The step's full parameters; `asked` (profile, seed, data) outranks the profile's file."""
-    return resolve(MODELS[step.notebook], {**asked, **step.params, "In": [_as_injected({**asked, **step.params})]})
+    """The step's full parameters; `asked` (profile, seed, data, wandb_mode) outranks the profile's file."""
+    given = asked_of(step, asked)
+    return resolve(MODELS[step.notebook], {**given, "In": [_as_injected(given)]})
+
+
+def asked_of(step: Step, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What is asked of one step: its own parameters too, and no wandb_mode where the notebook mirrors nothing."""
+    takes = MODELS[step.notebook].model_fields
+    return {name: value for name, value in {**asked, **step.params}.items() if name != "wandb_mode" or name in takes}
 
 
 def step_keys(plan: tuple[Step, ...], asked: Mapping[str, Any]) -> dict[str, str]:
-    """Step name -> sha256 of everything its result rests on: notebook, parameters, code, libraries, rows, upstream."""
-    versions, mirror = _versions(), _mirror_identity()
+    """Step name -> sha256 of everything its result rests on: notebook, parameters, code, libraries, rows, upstream.
+
+    Where records are mirrored changes no result."""
+    versions, mirror = library_versions(), _mirror_identity()
     keys: dict[str, str] = {}
     for step in plan:
         params = parameters(step, asked)
         facts = {
             "notebook": notebook_digest(step.notebook, prose=True),
-            "params": params.model_dump(),
+            "params": params.model_dump(exclude={"wandb_mode"}),
             "code": _code_digest(step.notebook),
             "versions": versions,
             "rows": [] if params.data == "procedural" else mirror,
@@ -131,7 +140,8 @@ def _imported_modules(notebook: str) -> Iterator[str]:
             yield from (".".join(parts) for parts in imports_of("".join(cell["source"])))
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Python and the libraries that a result rests on."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
 
 

@@ -19,7 +19,7 @@ class Progress:
 
     `show` names the values of each record (a dict) to display. In a notebook the line is one output that is replaced;
     a saved notebook holds its last state only. In a terminal it is one line on standard error. `start` counts the
-    items already done by an earlier, interrupted run.
+    items already done by an earlier, interrupted run; records tell it by the `step` of the first of them.
     """
 
     def __init__(self, items: Iterable[T], total: int, label: str = "", show: Iterable[str] = (), start: int = 0):
@@ -31,6 +31,8 @@ class Progress:
         self._began = time.monotonic()
         try:
             for item in self.items:
+                if self.done == self.start == 0 and isinstance(item, dict):
+                    self.start = self.done = item.get("step", 0)  # an interrupted run goes on: these are done
                 yield item
                 self.done += 1
                 self._note(item)

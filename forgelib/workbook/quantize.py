@@ -28,6 +28,7 @@ from forgelib.quant import (
     ExportRefused,
     PackedTernaryLinear,
     Rounding,
+    TernaryLinear,
     check_bitnet,
     check_gguf,
     convert,
@@ -39,7 +40,8 @@ from forgelib.quant import (
     sizes,
 )
 from forgelib.workbook.command_folder import flat_settings, same_question
-from forgelib.workbook.params import ParameterError
+from forgelib.workbook.console import watched
+from forgelib.workbook.params import SECRET, ParameterError
 from forgelib.workbook.quantize_rows import Found, Material, enough_right, material, pad_of
 from forgelib.workbook.quietstar import load_any
 from forgelib.workbook.tables import number
@@ -134,7 +136,10 @@ def settings(asked: Asked) -> Settings:
     try:
         return Settings(**flat_settings(asked.config))
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        wrong = [(".".join(map(str, e["loc"])), e["input"], e["msg"]) for e in error.errors()]
+        lines = [
+            f"{name} = {'(not shown)' if SECRET.search(name) else repr(value)}: {told}" for name, value, told in wrong
+        ]
         known = ", ".join(Settings.model_fields)
         raise ParameterError(f"--config {asked.config}: " + "; ".join(lines) + f" (known: {known})") from None
 
@@ -164,7 +169,8 @@ def _material(tokenizer, asked: Asked, p: Settings) -> Material:
 def _round(model: nn.Module, rows: Material, config: QuantizeConfig, asked: Asked, say: Callable) -> dict[str, float]:
     """Every layer in turn; returns what each cost, in nats a token."""
     records = []
-    for record in quantize(model, rows.calibration, config):
+    layers = sum(isinstance(module, TernaryLinear) for module in model.modules())
+    for record in watched(quantize(model, rows.calibration, config), layers, "rounding"):
         records.append(record)
         if record["put_back"]:
             say(f"  {record['name']} costs {record['cost']:.3f} nats a token and is put back")
@@ -200,7 +206,8 @@ def _finetune(
         checkpointer=checkpointer,
         control=Control(asked.out),
     )
-    for record in tracker.follow(steps):
+    total = p.epochs * -(-len(rows.shown) // p.batch_size)
+    for record in watched(tracker.follow(steps), total, "fine-tuning", ("loss",)):
         if record["step"] % 50 == 0 or "sparsity" in record:
             say(f"  step {record['step'] + 1}: loss {record['loss']:.3f}, rounding {record['rounding_share']:.2f}")
 

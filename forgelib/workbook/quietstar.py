@@ -31,6 +31,7 @@ from forgelib.phases.bake import bake
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import abtest, phase3
 from forgelib.workbook.command_folder import flat_settings, same_question
+from forgelib.workbook.console import watched
 from forgelib.workbook.params import ParameterError, QuietBake, resolve
 from forgelib.workbook.remembering import Remembering
 
@@ -110,7 +111,7 @@ def _bake(asked: Asked, p: QuietBake, words: Vocabulary, say: Callable[[str], ob
     steps = bake(
         model, tokenizer, words, rows.train, rows.watch, config, checkpointer=checkpointer, control=Control(asked.out)
     )
-    for record in tracker.follow(steps):
+    for record in watched(tracker.follow(steps), phase3.total_steps(p, rows), "baking", ("loss",)):
         if "accuracy_overall" in record:
             say(f"  step {record['step'] + 1}: loss {record['loss']:.3f}, right {record['accuracy_overall']:.3f}")
     after = _measured(model, tokenizer, words, rows, asked_of, p)

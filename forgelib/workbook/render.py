@@ -41,6 +41,10 @@ class Renderer(mistune.HTMLRenderer):
         chapter = NOTEBOOK.fullmatch(url)
         return super().link(text, f"phase{max(1, int(url[0]))}.html#{chapter[1]}" if chapter else url, title)
 
+    def table(self, text: str) -> str:
+        """A table scrolls in its own box where the page is narrow."""
+        return f'<div class="scroll"><table>{text}</table></div>\n'
+
     def block_math(self, text: str) -> str:
         return f'<div class="formula">{mathml(text, "block")}</div>'
 
@@ -116,9 +120,13 @@ def output(out: Mapping[str, Any], anchor: str) -> str:
     return _text(data.get("text/plain", ""))
 
 
+def _scrolled(table: str) -> str:
+    return f'<div class="scroll">{table}</div>'
+
+
 def _provenance(fact: Mapping[str, Any]) -> str:
     table = tables.pairs(fact.get("pairs", ()))
-    return f"<details class='fold'><summary>parameters and provenance</summary>{table}</details>"
+    return f"<details class='fold'><summary>parameters and provenance</summary>{_scrolled(table)}</details>"
 
 
 #: Facts that a report shows in its own way; an artifact's folder on this machine is nobody's business.
@@ -126,7 +134,7 @@ SHOWN = {
     "gate": tables.gate,
     "progress": lambda fact: f'<p class="progress">{html.escape(fact["line"])}</p>',
     "provenance": _provenance,
-    "artifact": lambda fact: tables.pairs([("artifact", fact["name"]), ("sha256", fact["digest"])]),
+    "artifact": lambda fact: _scrolled(tables.pairs([("artifact", fact["name"]), ("sha256", fact["digest"])])),
 }
 
 

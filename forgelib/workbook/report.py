@@ -20,6 +20,8 @@ PHASES = {1: "Cognate", 2: "EvoMerge", 3: "Quiet-STaR", 4: "BitNet"}
 #: The browser itself refuses every request: only the page's own style and images written into it are shown.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 CSS = Path(__file__).with_name("report.css")
+#: Characters from which on a text that is the same in all rows of a table is said once.
+SAID_ONCE = 24
 
 
 class Chapter:
@@ -60,7 +62,7 @@ def write_phase(number: int, chapters: list[Chapter], run_name: str, reports: Pa
         f"<h2>Data</h2>{_sources(chapters, number)}",
         f"<h2>Artifacts</h2>{_artifacts(chapters)}",
         f"<h2>Provenance</h2>{_provenance(chapters)}",
-        "<h2>Chapters</h2>",
+        '<h2 class="chapters">Chapters</h2>',
         *_chapters(chapters),
     ]
     return _write(reports / f"phase{number}.html", f"Agent Forge · {title}", "\n".join(body))
@@ -70,7 +72,7 @@ def write_index(phases: Mapping[int, list[Chapter]], run_name: str, reports: Pat
     """Write reports/index.html: every phase's steps, and each gate with the checks that it did not pass."""
     body = ["<h1>Agent Forge</h1>", f'<p class="meta">{html.escape(run_name)} · {time.strftime("%Y-%m-%d %H:%M")}</p>']
     for number, chapters in sorted(phases.items()):
-        body.append(f'<h2><a href="phase{number}.html">Phase {number} · {PHASES[number]}</a></h2>')
+        body.append(f'<h2><a href="phase{number}.html">Phase {number} · {PHASES[number]}</a>{_tally(chapters)}</h2>')
         body.append(f'<p class="meta">{html.escape(_rows_by_source(chapters))}</p>')
         body.append(_scroll(tables.table([_step_row(chapter) for chapter in chapters])))
         body.append(_scroll(tables.table([_gate_row(gate) for chapter in chapters for gate in chapter.gates])))
@@ -97,8 +99,17 @@ def _failure(chapter: Chapter) -> str:
 
 def _sources(chapters: Iterable[Chapter], phase: int) -> str:
     facts = [fact for chapter in chapters for fact in chapter.of_kind("sources")]
-    made = [tables.table(fact["rows"], fact.get("columns")) for fact in facts]
-    return "".join(f'<div class="scroll wide">{table}</div>' for table in made) or _nothing_listed(phase)
+    return "".join(_source_table(fact["rows"], fact.get("columns")) for fact in facts) or _nothing_listed(phase)
+
+
+def _source_table(rows: list[dict[str, Any]], columns: list[str] | None) -> str:
+    """The table; a long text that is the same in every row is said once, below it."""
+    columns = columns or list(rows[0]) if rows else []
+    same = {name: rows[0][name] for name in columns if len(rows) > 1 and len({str(row[name]) for row in rows}) == 1}
+    told = {name: text for name, text in same.items() if isinstance(text, str) and len(text) > SAID_ONCE}
+    table = tables.table(rows, [name for name in columns if name not in told])
+    notes = "".join(f'<p class="meta">{html.escape(name)}, all rows: {html.escape(t)}</p>' for name, t in told.items())
+    return f'<div class="scroll wide">{table}</div>{notes}'
 
 
 def _nothing_listed(phase: int) -> str:
@@ -113,21 +124,51 @@ def _rows_by_source(chapters: Iterable[Chapter]) -> str:
 
 
 def _artifacts(chapters: Iterable[Chapter]) -> str:
-    rows = [
-        {"step": c.name, "artifact": f["name"], "sha256": f["digest"][:16], "folder": Path(f["path"]).name}
-        for c in chapters
-        for f in c.of_kind("artifact")
-    ]
-    return _scroll(tables.table(rows)) if rows else "<p>none published</p>"
-
-
-def _provenance(chapters: Iterable[Chapter]) -> str:
-    parts = []
+    """Each artifact once, with the step that published it first."""
+    rows: dict[str, dict[str, str]] = {}
     for chapter in chapters:
+        for fact in chapter.of_kind("artifact"):
+            row = {"step": chapter.name, "artifact": fact["name"], "sha256": fact["digest"][:16]}
+            rows.setdefault(fact["digest"], {**row, "folder": Path(fact["path"]).name})
+    return _scroll(tables.table(list(rows.values()))) if rows else "<p>none published</p>"
+
+
+def _provenance(chapters: list[Chapter]) -> str:
+    """What each step was run from: one row a step, the libraries, then its parameters behind a fold."""
+    ran = [chapter for chapter in chapters if chapter.notebook]
+    if not ran:
+        return "<p>not run</p>"
+    parts = [_scroll(tables.table([_origin_row(chapter) for chapter in ran]))]
+    for libraries in dict.fromkeys(", ".join(map(" ".join, c.record.get("libraries", {}).items())) for c in ran):
+        parts += [f'<p class="meta">Libraries: {html.escape(libraries)}</p>'] if libraries else []
+    for chapter in ran:
         for fact in chapter.of_kind("provenance"):
             table = _scroll(tables.pairs(fact.get("pairs", ())))
             parts.append(f"<details><summary>{html.escape(chapter.name)}</summary>{table}</details>")
-    return "".join(parts) or "<p>not run</p>"
+    return "".join(parts)
+
+
+def _origin_row(chapter: Chapter) -> dict[str, Any]:
+    """Seed and data as asked, the code by its digest and commit, the executed notebook by its hash."""
+    asked = {name: value for fact in chapter.of_kind("provenance") for name, value in fact.get("pairs", ())}
+    return {
+        "step": chapter.name,
+        "profile": asked.get("profile", ""),
+        "seed": asked.get("seed", ""),
+        "data": asked.get("data", ""),
+        "code": chapter.record.get("code") or _code_of(chapter),
+        "commit": chapter.record.get("commit", ""),
+        "executed notebook": chapter.record.get("sha256", "")[:16],
+    }
+
+
+def _code_of(chapter: Chapter) -> str:
+    """The code that made the step's artifact, by its manifest: for records from before the code was noted there."""
+    for fact in reversed(chapter.of_kind("artifact")):
+        manifest = Path(fact["path"]) / "manifest.json"
+        if manifest.is_file():
+            return json.loads(manifest.read_text())["code"][:16]
+    return "not recorded"
 
 
 def _chapters(chapters: Iterable[Chapter]) -> Iterable[str]:

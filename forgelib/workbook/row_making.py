@@ -1,8 +1,10 @@
 """`forge rows`: a file of reasoning rows by one of four makers, for 30_quietstar_bake's `reasoning_file`."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from forgelib.data import DataError, Vocabulary, vocabulary, worked_rows, write_rows
 from forgelib.data.local_teacher import LocalTeacherConfig, write_with_local_model
@@ -10,6 +12,7 @@ from forgelib.data.openrouter import MODELS, OpenRouterConfig, write_with_openro
 from forgelib.data.prepare import load_rows
 from forgelib.data.traces import procedural_rows
 from forgelib.workbook.params import ParameterError
+from forgelib.workbook.stages import Stages
 
 ROWS = "rows.jsonl"
 MAKERS = ("procedural", "openrouter", "local", "dataset")
@@ -47,6 +50,18 @@ def make_rows(asked: Asked, say: Callable[[str], object]) -> Path:
     return asked.out / ROWS
 
 
+class Told:
+    """How many rows there are of how many, with rate and time left, where there is a terminal."""
+
+    def __init__(self, total: int):
+        self.total, self.stages = total, None
+
+    def __call__(self, record: Any) -> None:
+        if sys.stderr.isatty():
+            self.stages = self.stages or Stages("rows", start=record.rows - record.accepted)
+            self.stages("", record.rows, self.total)
+
+
 def _procedural(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> None:
     levels = range(1, asked.difficulty + 1)
     rows = procedural_rows(asked.rows, words, seed=asked.seed, strategies=tuple(words.tag_of), difficulties=levels)
@@ -70,6 +85,7 @@ def _by_openrouter(asked: Asked, words: Vocabulary, say: Callable[[str], object]
     config = OpenRouterConfig(
         strategies=strategies, rows_per_pair=each, rows_per_request=min(100, each), cost_limit=asked.cost_limit
     )
+    told = Told(each * len(MODELS) * len(strategies))
     for record in write_with_openrouter(config, words, asked.out):
         if record.stopped:
             say(record.stopped)
@@ -79,6 +95,7 @@ def _by_openrouter(asked: Asked, words: Vocabulary, say: Callable[[str], object]
             f"{record.model} {record.strategy}: {record.accepted} of {record.asked} rows, ${record.dollars:.4f}, "
             f"{record.rows} rows and ${record.dollars_spent:.2f} in all" + (f" ({lost})" if lost else "")
         )
+        told(record)
 
 
 def _by_local_model(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> None:
@@ -86,9 +103,11 @@ def _by_local_model(asked: Asked, words: Vocabulary, say: Callable[[str], object
     config = LocalTeacherConfig(
         asked.model, strategies, rows_per_strategy=-(-asked.rows // len(strategies)), seed=asked.seed
     )
+    told = Told(config.rows_per_strategy * len(strategies))
     for record in write_with_local_model(config, words, asked.out):
         lost = "; ".join(f"{count} x {why}" for why, count in record.rejected.items())
         say(
             f"batch {record.batch}: {record.accepted} of {sum(record.strategies.values())} rows, {record.rows} in all"
             + (f" ({lost})" if lost else "")
         )
+        told(record)

@@ -6,15 +6,16 @@ when its key (plan.step_keys), its file and the artifacts it published are all a
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from forgelib.core.artifacts import file_sha256
-from forgelib.core.paths import reports_dir, runs_dir
+from forgelib.core.artifacts import code_digest, file_sha256
+from forgelib.core.paths import repo_root, reports_dir, runs_dir
 from forgelib.workbook.console import Console
-from forgelib.workbook.plan import PLAN, Step, available, parameters, select, step_keys
+from forgelib.workbook.plan import PLAN, Step, asked_of, available, library_versions, parameters, select, step_keys
 from forgelib.workbook.publish import published
 
 
@@ -27,23 +28,42 @@ def run_plan(
 ) -> list[Path]:
     """Run every step whose name begins with `only`; returns the reports written.
 
-    `asked` holds the explicit profile, seed and data, each absent when the profile decides. Raises ParameterError
-    before any kernel starts, and RunFailed, after the reports are written, when a notebook failed.
+    `asked` holds the explicit profile, seed, data and wandb_mode, each absent when the profile decides. The reports are
+    written after each phase and at the end. Raises ParameterError before any kernel starts, and RunFailed, after the
+    reports are written, when a notebook failed.
     """
-    console = console or Console()
+    console, reports = console or Console(), reports or reports_dir()
     plan = available(PLAN)
-    chosen = {step.name for step in select(only, plan)}
+    chosen = select(only, plan)
     folder, keys = executed_dir(asked), step_keys(plan, asked)
     console.say(f"Agent Forge · {folder.name} · executed notebooks in {folder}")
     try:
-        for step in plan:
-            if step.name in chosen:
-                _run_or_reuse(step, keys[step.name], asked, folder, console)
+        for step, following in zip(chosen, (*chosen[1:], None), strict=True):
+            _run_or_reuse(step, keys[step.name], asked, folder, console)
+            if following is not None and following.phase != step.phase:
+                write_reports(asked, reports)
+                console.say(f"  report  {reports / f'phase{step.phase}.html'}")
     finally:
-        written = write_reports(asked, reports or reports_dir())
+        written = write_reports(asked, reports)
         for path in written:
             console.say(f"  report  {path}")
+    mirror_reports(asked, reports, console)
     return written
+
+
+def mirror_reports(asked: Mapping[str, Any], reports: Path, console: Console) -> None:
+    """Mirror verdicts, tables and pages to W&B where the notebooks ask for it (`workbook.mirror`)."""
+    from forgelib.workbook.mirror import RUNS, mirror_phase
+
+    folder, executed = executed_dir(asked), {}
+    for step in available(PLAN):
+        if step.phase in RUNS and read_record(folder, step).get("status") == "finished":
+            notebook = json.loads((folder / f"{step.name}.ipynb").read_text())
+            executed.setdefault(step.phase, {})[step.name] = notebook
+    for number, notebooks in executed.items():
+        made = mirror_phase(number, notebooks, reports / f"phase{number}.html", folder.name)
+        if made is not None:
+            console.say(f"  W&B     {made}")
 
 
 def executed_dir(asked: Mapping[str, Any]) -> Path:
@@ -55,9 +75,9 @@ def executed_dir(asked: Mapping[str, Any]) -> Path:
 def write_reports(asked: Mapping[str, Any], reports: Path) -> list[Path]:
     """Write phase<N>.html for each phase, and index.html, from the notebooks as they were last executed.
 
-    A finished notebook that something it rests on has outrun is shown as out of date.
+    A finished notebook that something it rests on has outrun is shown as out of date; one of no phase has no report.
     """
-    from forgelib.workbook.report import Chapter, write_index, write_phase
+    from forgelib.workbook.report import PHASES, Chapter, write_index, write_phase
 
     plan, folder = available(PLAN), executed_dir(asked)
     keys, phases = step_keys(plan, asked), {}
@@ -65,8 +85,9 @@ def write_reports(asked: Mapping[str, Any], reports: Path) -> list[Path]:
         record = read_record(folder, step)
         if record.get("status") == "finished" and record["key"] != keys[step.name]:
             record["status"] = "out of date"
-        chapter = Chapter(step.name, folder / f"{step.name}.ipynb", record)
-        phases.setdefault(step.phase, []).append(chapter)
+        if step.phase in PHASES:
+            chapter = Chapter(step.name, folder / f"{step.name}.ipynb", record)
+            phases.setdefault(step.phase, []).append(chapter)
     reports.mkdir(parents=True, exist_ok=True)
     pages = [write_phase(number, steps, folder.name, reports) for number, steps in phases.items()]
     return [*pages, write_index(phases, folder.name, reports)]
@@ -88,7 +109,7 @@ def _run_or_reuse(step: Step, key: str, asked: Mapping[str, Any], folder: Path, 
         console.end("reused: nothing it rests on has changed")
         return
     output, began = folder / f"{step.name}.ipynb", time.time()
-    params = {"profile": parameters(step, asked).profile, **asked, **step.params}
+    params = {"profile": parameters(step, asked).profile, **asked_of(step, asked)}
     try:
         done = execute(step.path, output, params, console.note)
     except KeyboardInterrupt:
@@ -106,11 +127,25 @@ def _run_or_reuse(step: Step, key: str, asked: Mapping[str, Any], folder: Path, 
         "status": "finished",
         "key": key,
         "seconds": time.time() - began,
+        "code": code_digest()[:16],
+        "commit": commit(),
+        "libraries": library_versions(),
         "sha256": file_sha256(output),
         "artifacts": [fact["path"] for fact in facts if fact["kind"] == "artifact"],
     }
     _write_record(folder, step, record)
     console.end(f"done; gate not passed: {', '.join(red)}" if red else "done")
+
+
+def commit() -> str:
+    """The checkout's commit, with a + where files differ from it; "" where there is no git or no checkout."""
+    git = ["git", "-C", str(repo_root())]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=20)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, timeout=20).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + "+" * bool(changed) if head.returncode == 0 else ""
 
 
 def _still_holds(step: Step, key: str, folder: Path) -> bool:

@@ -64,6 +64,12 @@ def test_runs_lists_the_last_whole_step(capsys, run_folders):
     assert "no step" in speed
 
 
+@pytest.mark.parametrize("command", [["runs"], ["artifacts"], ["artifacts", "--name", "trunk"]])
+def test_an_empty_list_says_how_to_fill_it(capsys, command):
+    code, out, err = forge(capsys, *command)
+    assert code == 0 and out == "" and "forge run" in err and str(runs_dir()) in err
+
+
 def test_a_run_is_found_by_enough_of_its_name(run_folders):
     assert cli._one_run("memory").name == "11_cognate_train-memory-0a1b"
     assert cli._one_run(str(run_folders / "11_cognate_train-speed-9f8e")).name.endswith("9f8e")

@@ -17,6 +17,7 @@ from forgelib.workbook.plan import PLAN
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MAKEFILE = (ROOT / "Makefile").read_text()
 CHECKED, KEPT = "nbval-check-output", "keep_output"
 
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -93,26 +94,45 @@ def test_it_names_no_machine_and_its_formulas_render(path):
         render.markdown(cell.source)
 
 
-def run_nbval(path: Path, runs: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "FORGE_PROFILE": "smoke", "FORGE_RUNS": str(runs), "HF_HUB_OFFLINE": "1"}
-    options = ["--override-ini=addopts=", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
-    command = [sys.executable, "-m", "pytest", *options, str(path)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+@each
+def test_its_checked_outputs_say_something(path):
+    """Numbers that could be others: a cell that only says True, or 0 and 1, compares next to nothing."""
+    shown = [output.data["text/plain"] for cell in tagged(read(path), CHECKED) for output in cell.outputs]
+    numbers = {float(found) for text in shown for found in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text)}
+    assert len(numbers - {0.0, 1.0}) >= 2, f"{path.stem} compares {sorted(numbers)} alone"
+
+
+def test_make_test_runs_every_notebook():
+    recipe = re.search(r"^test:.*?(?=^\S)", MAKEFILE, re.S | re.M)[0]
+    run = {path for pattern in re.findall(r"(notebooks/\S+\.ipynb)", recipe) for path in ROOT.glob(pattern)}
+    assert run == set(PATHS)
+
+
+def nbval_options() -> list[str]:
+    """The options that `make test` gives to pytest, read from the Makefile."""
+    line = re.search(r"^NBVAL\s*:=((?:.*\\\n)*.*)", MAKEFILE, re.M)[1].replace("\\\n", " ")
+    command, _, options = line.partition(" -m pytest ")
+    assert command.strip() == "$(BIN)/python" and "--nbval-lax" in options
+    return options.split()
 
 
 @pytest.mark.slow
-def test_a_planted_wrong_result_is_seen(tmp_path):
-    """The comparison itself can fail: shown on the first notebook, which needs no other."""
+def test_a_changed_result_is_seen_and_an_unchanged_one_passes(tmp_path):
+    """The comparison itself can fail: shown on the first notebook, which needs no other, by make's own options."""
     book = read(PATHS[0])
     assert PATHS[0].stem == "00_environment"
+    nbformat.write(book, tmp_path / "whole.ipynb")
     (data,) = [output.data for cell in tagged(book, CHECKED) for output in cell.outputs]
     digit = re.search(r"\d", data["text/plain"])[0]
     data["text/plain"] = data["text/plain"].replace(digit, str((int(digit) + 1) % 10), 1)
     nbformat.write(book, tmp_path / "planted.ipynb")
-    done = run_nbval(tmp_path / "planted.ipynb", tmp_path / "runs")
+    environment = {**os.environ, "FORGE_PROFILE": "smoke", "FORGE_RUNS": str(tmp_path / "runs"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "pytest", *nbval_options(), *map(str, tmp_path.glob("*.ipynb"))]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "mismatch" in done.stdout, done.stdout[-3000:]
-    others = len(of_type(book, "code")) - 1
-    assert f"1 failed, {others} passed" in done.stdout, "only the planted cell differs"
+    assert f"1 failed, {2 * len(of_type(book, 'code')) - 1} passed" in done.stdout, "only the planted cell differs"
+    (failed,) = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert "planted.ipynb" in failed
 
 
 @pytest.mark.slow

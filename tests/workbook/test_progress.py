@@ -3,7 +3,9 @@
 import pytest
 
 from forgelib.workbook import progress
+from forgelib.workbook.console import say, watched
 from forgelib.workbook.progress import Progress, duration
+from forgelib.workbook.stages import Stages
 
 
 class Clock:
@@ -37,6 +39,36 @@ def test_a_resumed_run_counts_from_where_it_was(clock, capsys):
     for _ in bar:
         clock.now += 1.0
     assert bar.line() == "100% · 10/10 · 1.0/s · 0:03 in all"
+
+
+def test_records_say_where_an_interrupted_run_goes_on(clock, capsys):
+    bar = Progress(({"step": step} for step in (6, 7, 8, 9)), total=10)
+    for _ in bar:
+        clock.now += 2.0
+    assert bar.line() == "100% · 10/10 · 2.0 s each · 0:08 in all"
+
+
+def test_work_that_tells_how_far_it_is(clock, capsys, monkeypatch):
+    monkeypatch.setattr("forgelib.workbook.stages.time", clock)
+    told = Stages("trial")
+    clock.now += 30.0
+    told("own thoughts", 3, 10)
+    assert told.line() == "trial 30% · 3/10 · 10.0 s each · 1:10 left · own thoughts"
+    clock.now += 70.0
+    told("shuffled", 10, 10)
+    shown = capsys.readouterr().err
+    assert shown.endswith("trial 100% · 10/10 · 10.0 s each · 1:40 in all · shuffled\n") and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_command_has_its_line_on_a_terminal_and_none_in_a_log(monkeypatch, capsys, terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    for n in watched(iter(range(3)), 3, "search"):
+        say(f"generation {n}")
+    said, shown = capsys.readouterr()
+    assert said == "generation 0\ngeneration 1\ngeneration 2\n"
+    assert ("search 100% · 3/3" in shown) == terminal
+    assert shown.startswith("\r\x1b[K") if terminal else shown == "", "what is said makes room first"
 
 
 def test_many_fast_items_draw_a_few_lines(clock, capsys):

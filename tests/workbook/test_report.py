@@ -21,6 +21,7 @@ CHECK = {"name": "halting", "measured": 0.41, "threshold": 0.3, "op": ">", "pass
 RED = {**CHECK, "name": "latency", "measured": 0.12, "passed": False, "verdict": "failed", "control": {"same mix": 0.1}}
 UNSEEN = {**CHECK, "name": "memory", "measured": None, "passed": False, "verdict": "not run"}
 SOURCE_COLUMNS = ["dataset", "rows", "source"]
+CHAPTERS = '<h2 class="chapters">'
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -55,7 +56,7 @@ def test_gates_stand_on_top_with_measured_needed_control_and_verdict(chapter, tm
     gate = fact("gate", name="Diversity", passed=False, advice="Train longer.", rows=[CHECK, RED, UNSEEN])
     page = page_of(tmp_path, chapter(gate))
     assert "0 of 1 gates passed" in page
-    assert page.index('class="gate failed"') < page.index("<h2>Chapters")
+    assert page.index('class="gate failed"') < page.index(CHAPTERS)
     for word in ("halting", "0.41", "&gt; 0.3", "same mix 0.1", "Train longer.", 'class="failed">failed', "not run"):
         assert word in page, word
 
@@ -69,12 +70,46 @@ def test_tables_of_data_artifacts_and_provenance(chapter, tmp_path):
             fact("provenance", notebook="x", pairs=[["code digest", "c0de"], ["data", "1a2b"], ["data", "auto"]]),
         ),
     )
-    top = page[: page.index("<h2>Chapters")]
+    top = page[: page.index(CHAPTERS)]
     for word in ("gsm8k", "7,473", "mirror", "cognate-memory", "abcdefabcdefabcd", "1a2b", "auto", "c0de"):
         assert word in top, word
     assert "/somewhere" not in page, "a report names no folder of this machine"
     heads = re.findall(r"<th[^>]*>([^<]+)", page[page.index("<h2>Data") : page.index("<h2>Artifacts")])
     assert heads == ["dataset", "rows", "source"], "a stored notebook sorts names; the table keeps the given order"
+
+
+def test_provenance_names_seed_code_commit_and_hashes_of_every_step(chapter, tmp_path):
+    asked = fact(
+        "provenance", notebook="x", pairs=[["profile", "smoke"], ["seed", 7], ["data", "1a2b"], ["data", "real"]]
+    )
+    new, old = chapter(asked, name="12_cognate_diversity"), chapter(asked, name="10_cognate_data")
+    noted = {"code": "c0dec0dec0dec0de", "commit": "abc123def456+", "sha256": "5ha" * 20}
+    new.record = {**new.record, **noted, "libraries": {"torch": "2.9", "python": "3.11"}}
+    page = page_of(tmp_path, old, new)
+    part = page[page.index("<h2>Provenance") : page.index(CHAPTERS)]
+    row = part[part.index("<td>12_cognate_diversity") :].split("</tr>")[0]
+    for word in ("smoke", ">7<", "real", "c0dec0dec0dec0de", "abc123def456+", ("5ha" * 20)[:16]):
+        assert word in row, word
+    assert "Libraries: torch 2.9, python 3.11" in part and "not recorded" in part
+
+
+def test_the_code_of_an_older_record_is_that_of_its_artifact(chapter, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "manifest.json").write_text(json.dumps({"code": "feedface" * 8}))
+    made = chapter(fact("artifact", name="a", path=str(tmp_path / "made"), digest="d" * 64))
+    assert "<td>feedfacefeedface</td>" in page_of(tmp_path, made)
+
+
+def test_an_artifact_is_listed_once_and_a_note_of_all_rows_is_said_once(chapter, tmp_path):
+    trunk = fact("artifact", name="cognate-trunk", path="/x/trunk-1", digest="d" * 64)
+    note = "the hub is not reachable, its cache is read"
+    rows = [{"dataset": name, "source": "cache", "note": note} for name in ("gsm8k", "svamp")]
+    sources = fact("sources", rows=rows, columns=["dataset", "source", "note"])
+    steps = [chapter(trunk, sources, name=f"11_cognate_train-{name}") for name in ("memory", "speed")]
+    page = page_of(tmp_path, *steps)
+    top = page[: page.index(CHAPTERS)]
+    assert top.count("trunk-1") == 1 and top.count(note) == 2, "once a table"
+    assert "note, all rows" in top and top.count("<td>cache</td>") == 4, "a short word stays in its column"
 
 
 def test_a_report_holds_no_address_to_fetch_from(chapter, tmp_path):
@@ -118,6 +153,11 @@ def test_a_phase_without_data_of_its_own_says_where_the_rows_are_listed(chapter,
     assert "report of Phase 1 lists" not in page_of(tmp_path, chapter())
 
 
+def test_a_table_in_prose_scrolls_in_its_own_box():
+    page = render.markdown("| a | b |\n|---|---|\n| 1 | 2 |\n")
+    assert page.startswith('<div class="scroll"><table>') and "<td>2</td>" in page
+
+
 def test_the_index_lists_every_step_and_links_its_phase(chapter, tmp_path):
     green = fact("gate", name="Diversity", passed=True, advice="", rows=[CHECK])
     red = fact("gate", name="Latency", passed=False, advice="", rows=[CHECK, RED])
@@ -126,7 +166,7 @@ def test_the_index_lists_every_step_and_links_its_phase(chapter, tmp_path):
     assert "Datasets: 2 mirror, 1 hub" in page
     for word in ('href="phase1.html"', "12_cognate_diversity", "1:05", "2026-01-01", "Diversity", "Latency"):
         assert word in page, word
-    assert "latency 0.12, needed &gt; 0.3" in page and "halting 0.41" not in page
+    assert "1 of 2 gates passed" in page and "latency 0.12, needed &gt; 0.3" in page and "halting 0.41" not in page
 
 
 def test_a_torn_notebook_is_named_damaged(tmp_path):

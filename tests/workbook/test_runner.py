@@ -119,6 +119,49 @@ def test_a_run_is_reused_until_something_changes(house, write_chapter, lines, re
 
 
 @pytest.mark.slow
+def test_a_phase_has_its_report_before_the_next_begins_and_wandb_can_be_left_out(house, write_chapter, lines, request):
+    write_chapter("00_environment", "1")
+    there = f"import pathlib; assert pathlib.Path({str(house / 'reports/phase1.html')!r}).is_file()"
+    write_chapter("21_evomerge_evolve", there, "publish.provenance(p)", model="EvoEvolve")
+    run_plan({**SMOKE, "wandb_mode": "disabled"})
+    assert [line for line in lines if line.endswith("phase1.html")] == [lines[3], lines[-3]]
+    executed = json.loads((executed_dir(SMOKE) / "21_evomerge_evolve.ipynb").read_text())
+    (fact,) = runner.published(executed)
+    assert ["wandb_mode", "disabled"] in fact["pairs"] and not (runner.runs_dir() / "reports").exists()
+    record = read_record(executed_dir(SMOKE), Step("21_evomerge_evolve"))
+    assert len(record["code"]) == 16 and "torch" in record["libraries"] and record["commit"] == ""
+
+    request.getfixturevalue("no_kernel")
+    run_plan(SMOKE)
+    assert lines[-4].endswith("nothing it rests on has changed"), "where records are mirrored changes no result"
+
+
+def test_a_wandb_mode_goes_to_the_notebooks_that_mirror_and_a_wrong_one_is_refused():
+    asked = {**SMOKE, "wandb_mode": "disabled"}
+    assert "wandb_mode" not in plan.asked_of(Step("00_environment"), asked)
+    assert plan.asked_of(Step("21_evomerge_evolve"), asked)["wandb_mode"] == "disabled"
+    with pytest.raises(ParameterError, match=r"wandb_mode = 'cloud': must be one of offline, online, disabled"):
+        step_keys(plan.PLAN, {**SMOKE, "wandb_mode": "cloud"})
+
+
+def test_the_commit_is_that_of_the_checkout_and_a_plus_says_that_files_differ(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        named = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *named, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    monkeypatch.setattr(runner, "repo_root", lambda: tmp_path)
+    assert runner.commit() == "", "no checkout"
+    (tmp_path / "file").write_text("1")
+    git("init", "-q")
+    git("add", "file")
+    git("commit", "-qm", "one")
+    assert runner.commit() == git("rev-parse", "--short=12", "HEAD")
+    (tmp_path / "file").write_text("2")
+    assert runner.commit().endswith("+")
+
+
+@pytest.mark.slow
 def test_a_report_says_which_chapter_is_out_of_date(house, write_chapter, lines):
     write_chapter("00_environment", "1")
     (page, _) = run_plan(SMOKE)
