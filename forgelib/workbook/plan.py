@@ -15,6 +15,7 @@ from typing import Any
 
 from forgelib.core.artifacts import imports_of, sources_of
 from forgelib.core.paths import datasets_mirror, repo_root
+from forgelib.workbook.dashboard_knobs import PAGE_MODELS
 from forgelib.workbook.params import MODELS, ParameterError, Parameters, resolve
 
 #: Modules that only show or order results: a change in them makes no finished notebook stale.
@@ -61,6 +62,9 @@ PLAN: tuple[Step, ...] = (
     Step("41_bitnet_finetune", needs=("40_bitnet_quantize",)),
     Step("42_bitnet_benchmark", needs=("41_bitnet_finetune",)),
 )
+#: Notebooks that show what lies there now. That rests on the disk, not on a key, so they are never reused; they have no
+#: part in a report, and run only when they are named.
+PAGES: tuple[Step, ...] = (Step("90_dashboard"),)
 
 
 def notebook_path(name: str) -> Path:
@@ -83,7 +87,8 @@ def select(only: str, plan: tuple[Step, ...]) -> tuple[Step, ...]:
 
 def parameters(step: Step, asked: Mapping[str, Any]) -> Parameters:
     """The step's full parameters; `asked` (profile, seed, data) outranks the profile's file."""
-    return resolve(MODELS[step.notebook], {**asked, **step.params, "In": [_as_injected({**asked, **step.params})]})
+    model = {**MODELS, **PAGE_MODELS}[step.notebook]
+    return resolve(model, {**asked, **step.params, "In": [_as_injected({**asked, **step.params})]})
 
 
 def step_keys(plan: tuple[Step, ...], asked: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 from forgelib.core.artifacts import file_sha256
 from forgelib.core.paths import reports_dir, runs_dir
 from forgelib.workbook.console import Console
-from forgelib.workbook.plan import PLAN, Step, available, parameters, select, step_keys
+from forgelib.workbook.plan import PAGES, PLAN, Step, available, parameters, select, step_keys
 from forgelib.workbook.publish import published
 
 
@@ -25,20 +25,23 @@ class RunFailed(RuntimeError):
 def run_plan(
     asked: Mapping[str, Any], only: str = "", reports: Path | None = None, console: Console | None = None
 ) -> list[Path]:
-    """Run every step whose name begins with `only`; returns the reports written.
+    """Run every step whose name begins with `only`, all of PLAN for ""; returns the reports written.
 
     `asked` holds the explicit profile, seed and data, each absent when the profile decides. Raises ParameterError
     before any kernel starts, and RunFailed, after the reports are written, when a notebook failed.
     """
     console = console or Console()
-    plan = available(PLAN)
-    chosen = {step.name for step in select(only, plan)}
+    plan, pages = available(PLAN), available(PAGES)
+    chosen = {step.name for step in select(only, (*plan, *pages) if only else plan)}
     folder, keys = executed_dir(asked), step_keys(plan, asked)
     console.say(f"Agent Forge · {folder.name} · executed notebooks in {folder}")
     try:
         for step in plan:
             if step.name in chosen:
                 _run_or_reuse(step, keys[step.name], asked, folder, console)
+        for step in pages:
+            if step.name in chosen:
+                _run_or_reuse(step, f"as of {time.time_ns()}", asked, folder, console)  # holds only now
     finally:
         written = write_reports(asked, reports or reports_dir())
         for path in written:
