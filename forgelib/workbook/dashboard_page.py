@@ -6,6 +6,7 @@ kernel that no page looks at any more is ended.
 """
 
 import logging
+import os
 import secrets
 import socket
 import time
@@ -40,10 +41,12 @@ class OnlyWithToken(IdentityProvider):
     """Who comes without the token, or a cookie that the token gave, is refused at once: there is no login form."""
 
     async def get_user(self, handler: web.RequestHandler) -> User:
-        """The user of a request. Raises HTTPError 403 where there is none."""
+        """The user of a request; where there is none, the request is answered and over."""
         user = await super()._get_user(handler)
         if user is None:
-            raise web.HTTPError(403)
+            handler.set_status(403)
+            handler.finish((PAGE / "refused.html").read_text())
+            raise web.Finish
         return user
 
 
@@ -118,9 +121,10 @@ def serve(port: int, announce: Callable[[str], object], token: str = "") -> None
     for name in ("tornado.access", "tornado.application", "tornado.general"):
         logging.getLogger(name).addFilter(Unsaid(token))
     culling = {"cull_idle_timeout": UNSEEN_SECONDS, "cull_interval": UNSEEN_SECONDS // 2}
+    speech = {"transport": "ipc"} if os.name == "posix" else {}  # sockets of this user: nobody else listens in
     page = Page(
         announce,
-        config=Config({"VoilaConfiguration": options, "MappingKernelManager": culling}),
+        config=Config({"VoilaConfiguration": options, "MappingKernelManager": culling, "KernelManager": speech}),
         ip=HOST,
         port=_free(port),
         port_retries=0,
