@@ -24,7 +24,7 @@ test: $(VENV)/.installed-test      ## lint, floor plan, unit and pipeline tests,
 	$(NBVAL) notebooks/0*.ipynb notebooks/10*.ipynb notebooks/11*.ipynb && \
 	for name in memory speed; do \
 	  $(BIN)/forge run --only 11_cognate_train-$$name --reports "$$runs/reports" || exit 1; done && \
-	$(NBVAL) notebooks/12*.ipynb notebooks/2*.ipynb notebooks/3*.ipynb notebooks/4*.ipynb
+	$(NBVAL) notebooks/12*.ipynb notebooks/2*.ipynb notebooks/3*.ipynb notebooks/4*.ipynb notebooks/9*.ipynb
 
 bench: $(VENV)/.installed-test     ## speed, convergence and grokking ratios; minutes to hours, see bench/
 	$(BIN)/python -m bench

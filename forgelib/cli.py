@@ -159,6 +159,19 @@ def quantize(
 
 
 @app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of this machine only; 0 takes a free one")] = 8866,
+) -> None:
+    """Show every run, gate and curve as a live web page; its address holds the token that opens it. Ctrl-C ends it."""
+    from forgelib.workbook.dashboard_page import PortTaken, serve
+
+    try:
+        serve(port, lambda address: typer.echo(f"dashboard  {address}"))
+    except PortTaken as error:
+        raise ParameterError(str(error)) from None
+
+
+@app.command()
 def runs() -> None:
     """List the run folders, the latest first: last step, age of its journal, name."""
     if not _run_folders():

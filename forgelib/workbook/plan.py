@@ -15,6 +15,7 @@ from typing import Any
 
 from forgelib.core.artifacts import imports_of, sources_of
 from forgelib.core.paths import datasets_mirror, repo_root
+from forgelib.workbook.dashboard_knobs import PAGE_MODELS
 from forgelib.workbook.params import MODELS, ParameterError, Parameters, resolve
 
 #: Modules and rooms that only show or order results: a change in them makes no finished notebook stale.
@@ -61,6 +62,9 @@ PLAN: tuple[Step, ...] = (
     Step("41_bitnet_finetune", needs=("40_bitnet_quantize",)),
     Step("42_bitnet_benchmark", needs=("41_bitnet_finetune",)),
 )
+#: Notebooks that show what lies there now. That rests on the disk, not on a key, so they are never reused; they have no
+#: part in a report, and run only when they are named.
+PAGES: tuple[Step, ...] = (Step("90_dashboard"),)
 
 
 def notebook_path(name: str) -> Path:
@@ -84,13 +88,18 @@ def select(only: str, plan: tuple[Step, ...]) -> tuple[Step, ...]:
 def parameters(step: Step, asked: Mapping[str, Any]) -> Parameters:
     """The step's full parameters; `asked` (profile, seed, data, wandb_mode) outranks the profile's file."""
     given = asked_of(step, asked)
-    return resolve(MODELS[step.notebook], {**given, "In": [_as_injected(given)]})
+    return resolve(model_of(step), {**given, "In": [_as_injected(given)]})
 
 
 def asked_of(step: Step, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What is asked of one step: its own parameters too, and no wandb_mode where the notebook mirrors nothing."""
-    takes = MODELS[step.notebook].model_fields
+    takes = model_of(step).model_fields
     return {name: value for name, value in {**asked, **step.params}.items() if name != "wandb_mode" or name in takes}
+
+
+def model_of(step: Step) -> type[Parameters]:
+    """The parameters that a step's notebook takes."""
+    return {**MODELS, **PAGE_MODELS}[step.notebook]
 
 
 def step_keys(plan: tuple[Step, ...], asked: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,17 @@ from typing import Any
 from forgelib.core.artifacts import code_digest, file_sha256
 from forgelib.core.paths import repo_root, reports_dir, runs_dir
 from forgelib.workbook.console import Console
-from forgelib.workbook.plan import PLAN, Step, asked_of, available, library_versions, parameters, select, step_keys
+from forgelib.workbook.plan import (
+    PAGES,
+    PLAN,
+    Step,
+    asked_of,
+    available,
+    library_versions,
+    parameters,
+    select,
+    step_keys,
+)
 from forgelib.workbook.publish import published
 
 
@@ -26,16 +36,17 @@ class RunFailed(RuntimeError):
 def run_plan(
     asked: Mapping[str, Any], only: str = "", reports: Path | None = None, console: Console | None = None
 ) -> list[Path]:
-    """Run every step whose name begins with `only`; returns the reports written.
+    """Run every step whose name begins with `only`, all of PLAN for ""; returns the reports written.
 
     `asked` holds the explicit profile, seed, data and wandb_mode, each absent when the profile decides. The reports are
     written after each phase and at the end. Raises ParameterError before any kernel starts, and RunFailed, after the
     reports are written, when a notebook failed.
     """
     console, reports = console or Console(), reports or reports_dir()
-    plan = available(PLAN)
-    chosen = select(only, plan)
+    plan, pages = available(PLAN), available(PAGES)
+    chosen = select(only, (*plan, *pages)) if only else plan
     folder, keys = executed_dir(asked), step_keys(plan, asked)
+    keys |= {page.name: f"as of {time.time_ns()}" for page in pages}  # a page holds only now
     console.say(f"Agent Forge · {folder.name} · executed notebooks in {folder}")
     try:
         for step, following in zip(chosen, (*chosen[1:], None), strict=True):

@@ -12,12 +12,14 @@ import nbformat
 import pytest
 
 from forgelib.workbook import render
+from forgelib.workbook.dashboard_knobs import PAGE_MODELS
 from forgelib.workbook.params import MODELS
-from forgelib.workbook.plan import PLAN
+from forgelib.workbook.plan import PAGES, PLAN
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAKEFILE = (ROOT / "Makefile").read_text()
+ALL_MODELS = {**MODELS, **PAGE_MODELS}
 CHECKED, KEPT = "nbval-check-output", "keep_output"
 
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -42,7 +44,7 @@ def words(cells: list[nbformat.NotebookNode]) -> int:
 @each
 def test_it_is_a_step_of_the_plan_with_a_model(path):
     assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem)
-    assert path.stem in MODELS and path.stem in {step.notebook for step in PLAN}
+    assert path.stem in ALL_MODELS and path.stem in {step.notebook for step in (*PLAN, *PAGES)}
 
 
 @each
@@ -52,7 +54,7 @@ def test_its_knobs_are_one_cell_of_scalars_with_the_models_defaults(path):
     for node in ast.parse(cell.source).body:
         assert isinstance(node, ast.Assign) and len(node.targets) == 1, "only `name = value` lines"
         assigned[node.targets[0].id] = ast.literal_eval(node.value)
-    expected = {name: field.default for name, field in MODELS[path.stem].model_fields.items()}
+    expected = {name: field.default for name, field in ALL_MODELS[path.stem].model_fields.items()}
     assert assigned == {**expected, "profile": ""}, "forgelib/workbook/params.py and the parameters cell differ"
     assert all("#" in line for line in cell.source.splitlines() if line.strip()), "each knob says its unit and range"
 

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from forgelib.core.paths import PROFILES, params_dir
+from forgelib.workbook.dashboard_knobs import PAGE_MODELS
 from forgelib.workbook.params import (
     MODELS,
     CognateDiversity,
@@ -19,6 +20,8 @@ from forgelib.workbook.params import (
     profile_values,
     resolve,
 )
+
+ALL_MODELS = {**MODELS, **PAGE_MODELS}
 
 
 @pytest.fixture(autouse=True)
@@ -112,16 +115,16 @@ def test_parameters_are_frozen():
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("notebook", MODELS)
+@pytest.mark.parametrize("notebook", ALL_MODELS)
 def test_every_profile_has_a_flat_valid_file_for_every_notebook(profile, notebook):
     values = yaml.safe_load((params_dir() / profile / f"{notebook}.yaml").read_text())
     assert values["profile"] == profile, "papermill -f must pick the profile as well"
     assert all(isinstance(value, str | int | float | bool) for value in values.values())
-    assert resolve(MODELS[notebook], {"profile": profile}).profile == profile
+    assert resolve(ALL_MODELS[notebook], {"profile": profile}).profile == profile
     assert profile != "laptop" or set(values) == {"profile"}, "the laptop's values are the defaults of the model"
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.NOTEBOOK)
+@pytest.mark.parametrize("model", ALL_MODELS.values(), ids=lambda model: model.NOTEBOOK)
 def test_every_field_says_what_it_takes(model):
     for name, field in model.model_fields.items():
         assert field.description, f"{name} needs a unit or a meaning"

@@ -43,6 +43,27 @@ def test_step_names_tell_siblings_apart():
     assert all(set(step.needs) < set(names) for step in plan.PLAN)
 
 
+def test_a_page_runs_only_when_it_is_named_and_is_never_reused(house, write_chapter, monkeypatch):
+    from forgelib.workbook import execute
+
+    write_chapter("00_environment")
+    write_chapter("90_dashboard")
+    executed = []
+
+    def instead(path, output, *_):
+        executed.append(path.stem)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text('{"cells": []}')
+        return {"cells": []}
+
+    monkeypatch.setattr(execute, "execute", instead)
+    run_plan(SMOKE)
+    for n in (1, 2):
+        pages = run_plan(SMOKE, only="90")
+        assert executed == ["00_environment", *["90_dashboard"] * n]
+    assert "phase9.html" not in [page.name for page in pages], "a report is of what was measured, not of a page"
+
+
 def test_only_takes_a_prefix_and_refuses_what_is_not_there():
     assert [step.name for step in select("11", plan.PLAN)] == [step.name for step in plan.PLAN[2:5]]
     assert len(select("", plan.PLAN)) == len(plan.PLAN)

@@ -1,0 +1,129 @@
+"""The lights of the anti-theater trial, and sliders over its thresholds: the verdict follows, nothing is measured anew.
+
+The lights come from the stored verdict at once. What judges under other thresholds loads torch, so the sliders appear
+once `load()` was called; the dashboard does that beside its first view.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from forgelib.workbook import dashboard_html as shown
+from forgelib.workbook import tables
+from forgelib.workbook.dashboard_panels import Menu, frame
+from forgelib.workbook.dashboard_store import VERDICT_FILE
+from forgelib.workbook.dashboard_watch import Watch
+
+LOADING = '<p class="soft">the sliders are being loaded</p>'
+
+
+def read_verdict(folder: Path) -> dict:
+    """verdict.json of an artifact as plain values."""
+    return json.loads((folder / VERDICT_FILE).read_text(encoding="utf-8"))
+
+
+def verdict_of(stored: Mapping[str, Any]) -> Any:
+    """The `Verdict` that `as_dict` stored, without its evidence. KeyError, TypeError where another version wrote it."""
+    from forgelib.evaluate.verdict import Findings, Measured, Thresholds, Verdict
+
+    def measured(value: Mapping[str, Any]) -> Measured:
+        interval = value["interval"]
+        return Measured(**{**value, "interval": None if interval is None else tuple(interval)})
+
+    def findings(value: Mapping[str, Any]) -> Findings:
+        tests = {name: measured(one) for name, one in value.items() if name != "accuracy"}
+        return Findings(**tests, accuracy=value["accuracy"])
+
+    by_strategy = {name: findings(one) for name, one in stored["by_strategy"].items()}
+    return Verdict(findings(stored["overall"]), by_strategy, Thresholds(**stored["thresholds"]))
+
+
+def lights(stored: Mapping[str, Any]) -> str:
+    """A light for each check of the trial as it was judged, with its name and value."""
+    dots = "".join(
+        f"<span class=test>{shown.light(None if row['measured'] is None else row['passed'], row['name'])} "
+        f"{shown.text(row['name'])} <b>{tables.number(row['measured'])}</b></span>"
+        for row in stored["checks"]
+    )
+    return f"<p>{shown.light(stored['passed'], 'anti-theater')} <b>{shown.text(stored['outcome'])}</b></p><p>{dots}</p>"
+
+
+def turning_table(stored: Mapping[str, Any]) -> list[dict]:
+    """The sliders' static twin, `theater.turning_rows` from stored checks: up to which threshold each would pass."""
+    return [
+        {
+            "check": row["name"],
+            "threshold": row["threshold"],
+            "verdict": row["verdict"],
+            "passes up to": "not run" if row["measured"] is None else round(row["measured"], 3),
+        }
+        for row in stored["checks"]
+    ]
+
+
+class Theater:
+    """One verdict: its lights, and the sliders once they are loaded."""
+
+    def __init__(self, watch: Watch):
+        self.watch, self._chosen, self._stored, self._verdict, self._theater = watch, None, None, None, None
+        self.menu, self.lamps, self.live = Menu("verdict", "the newest"), widgets.HTML(), widgets.HTML()
+        self.sliders: dict[str, widgets.FloatSlider] = {}
+        self.places = widgets.VBox([])
+        self.box = widgets.VBox([self.menu.widget, self.lamps, self.places, self.live])
+        self.menu.on_choice(self.look)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a verdict whose sliders have yet to be loaded."""
+        return self._theater is None and bool(self.watch.store.verdicts())
+
+    def load(self) -> None:
+        """Load what judges under other thresholds; takes seconds, draws nothing."""
+        from forgelib.workbook import theater
+
+        self._theater = theater
+
+    def look(self) -> None:
+        rows = self.watch.store.verdicts()
+        self.menu.offer({row["digest"]: f"{row['manifest']['name']} {row['digest'][:8]}" for row in rows})
+        row = next((row for row in rows if self.menu.value in ("", row["digest"])), None)
+        digest = row["digest"] if row else ""
+        if digest != self._chosen:
+            self._chosen, self._verdict = digest, None
+            self._stored = read_verdict(row["path"]) if row else None
+            self.lamps.value = frame(lights(self._stored) if row else shown.NOT_RUN)
+            self.live.value = frame(LOADING if row else "")
+            self.places.children = ()
+        if self._stored and self._theater and self._verdict is None:
+            self._place_sliders()
+
+    def _place_sliders(self) -> None:
+        try:
+            self._verdict = verdict_of(self._stored)
+        except (KeyError, TypeError) as error:
+            self._verdict = False
+            told = f"this verdict was written by another version ({error}): its thresholds cannot be moved"
+            self.live.value = frame(f'<p class="soft">{shown.text(told)}</p>')
+            return
+        for name in self._theater.TESTS:
+            value, most = self._stored["thresholds"][name], 0.5 if name == "ablation" else 1.0
+            limits = {"min": min(0.0, value), "max": max(most, value), "step": 0.01, "readout_format": ".2f"}
+            self.sliders[name] = widgets.FloatSlider(value, description=name.replace("_", " "), **limits)
+            self.sliders[name].observe(lambda _change: self._judge(), names="value")
+        self.places.children = tuple(self.sliders.values())
+        self._judge()
+
+    def _judge(self) -> None:
+        """The verdict under the thresholds that the sliders say."""
+        from forgelib.evaluate.verdict import Thresholds
+
+        thresholds = Thresholds(**{name: slider.value for name, slider in self.sliders.items()})
+        self.live.value = frame(self._theater.verdict_html(self._verdict.under(thresholds)))
+
+    def twin(self) -> str:
+        if not self._stored:
+            return frame(shown.NOT_RUN)
+        return frame(lights(self._stored) + tables.table(turning_table(self._stored)))

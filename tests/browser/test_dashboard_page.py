@@ -1,0 +1,188 @@
+"""`forge dashboard` in a real browser: opens with its token alone, follows a running job, and asks nobody else."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from planted_runs import chain
+
+from forgelib.core.loop import Control
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-c", "from forgelib.cli import main; main()", "dashboard", "--port"]
+PATIENCE = 120_000  # milliseconds: a kernel on a busy machine
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return found or pytest.skip("no Chromium here: the dashboard in a browser is not checked")
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """The runs of a small workbook, one of them unfinished; and the folder that they lie in."""
+    runs = tmp_path_factory.mktemp("dashboard") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORGE_RUNS", str(runs))
+        yield SimpleNamespace(folder=runs, **chain(episodes=40))
+
+
+@pytest.fixture(scope="module")
+def served(planted, tmp_path_factory):
+    """`forge dashboard` over the planted runs: its process, its address, what it said."""
+    log = tmp_path_factory.mktemp("server") / "stderr"
+    environment = {**os.environ, "FORGE_RUNS": str(planted.folder), "FORGE_PROFILE": "smoke", "PYTHONPATH": str(ROOT)}
+    with log.open("w") as errors:
+        server = subprocess.Popen(
+            [*COMMAND, "0"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    said = server.stdout.readline()
+    assert "http://127.0.0.1:" in said, f"{said}{log.read_text()}"
+    address = said.split()[-1]
+    token = address.partition("token=")[2]
+    yield SimpleNamespace(process=server, address=address, token=token, root=address.partition("?")[0], log=log)
+    server.terminate()
+    server.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def opened(served, chromium):
+    """The page in Chromium, with everything that it asked for; whatever leaves loopback is stopped and kept."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        asked, foreign, complaints = [], [], []
+
+        def watch_over(route):
+            host = urlsplit(route.request.url).hostname
+            (asked if host == "127.0.0.1" else foreign).append(route.request.url)
+            route.continue_() if host == "127.0.0.1" else route.abort()
+
+        page.route("**/*", watch_over)
+        page.on("websocket", lambda socket: (asked if "//127.0.0.1:" in socket.url else foreign).append(socket.url))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        began = time.monotonic()
+        page.goto(served.address, timeout=PATIENCE)
+        page.wait_for_selector("text=Step 2 · reinforcement", timeout=PATIENCE)
+        seconds = time.monotonic() - began
+        yield SimpleNamespace(page=page, asked=asked, foreign=foreign, complaints=complaints, seconds=seconds)
+        browser.close()
+
+
+def status(address: str) -> tuple[int, str]:
+    """Status of a request without a cookie, and what came."""
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize("path", ["", "?token=", "?token=wrong", "login", "login?next=%2F", "api/kernels/1-1-1-1-1"])
+def test_without_the_token_everything_is_refused(served, path):
+    code, body = status(served.root + path)
+    assert code == 403 and served.token not in body and "quietstar" not in body
+    assert "//" not in re.sub(r"<!doctype.*?>", "", body), "the refusal fetches nothing either"
+
+
+def test_no_file_of_the_machine_is_given_out(served):
+    for path in ("voila/files/90_dashboard.ipynb", "voila/files/../docs/report.png", "voila/files/x.png"):
+        assert status(f"{served.root}{path}?token={served.token}")[0] in (403, 404)
+
+
+def test_the_page_opens_with_the_token_and_shows_every_panel(opened):
+    text = opened.page.inner_text("body")
+    for words in ("Runs", "Pause, resume, stop", "Curves", "Step 1 · baking", "Are the thoughts real?", "Gates"):
+        assert words in text, words
+    for words in ("Lineage", "Compare two runs", "Disk, memory, checkpoints", "640 of 5,000 episodes"):
+        assert words in text, words
+    assert opened.page.locator("svg.graph").count() == 1 and opened.page.locator("svg.chart").count() >= 6
+    assert "import" not in text and "ExecutionError" not in text, "no code, no error"
+    print(f"opened in {opened.seconds:.1f} s, kernel included")
+
+
+def test_a_slider_changes_the_verdict(opened):
+    page = opened.page
+    page.wait_for_selector("text=causal use", timeout=PATIENCE)
+    slider = page.locator(".widget-slider", has_text="correlation")
+    slider.wait_for(timeout=PATIENCE)
+    live = page.locator(".widget-html", has_text="must exceed").locator("b").first
+    assert live.inner_text() == "passed"
+    slider.locator(".noUi-handle").focus()
+    for _ in range(11):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.widget-html')].some("
+        "e => e.innerText.includes('must exceed 0.61') && e.querySelector('b').innerText === 'failed')",
+        timeout=PATIENCE,
+    )
+
+
+def test_the_curve_of_a_running_job_grows(opened, planted):
+    page = opened.page
+    curve = "figure[data-metric=avg_reward_100] svg[data-records='{}']"
+    page.wait_for_selector(curve.format(40), timeout=PATIENCE)
+    for n in range(40, 43):
+        planted.rl.tracker.log({"step": n, "episode": 16 * (n + 1), "avg_reward_100": 0.5})
+    with planted.rl.tracker.path.open("ab") as journal:
+        journal.write(b'{"step": 43, "rl/avg_')
+    page.wait_for_selector(curve.format(43), timeout=PATIENCE)
+    page.wait_for_selector("text=688 of 5,000 episodes", timeout=PATIENCE)
+
+
+def test_a_button_pauses_the_run_and_wakes_it(opened, planted):
+    page, control = opened.page, Control(planted.rl.dir)
+    for button, action, state in (("pause", "pause", "paused"), ("resume", "run", "running")):
+        page.get_by_role("button", name=button, exact=True).click()
+        page.wait_for_selector(f".state.{state}", timeout=PATIENCE)
+        assert control.read() == action
+
+
+def test_nothing_was_asked_of_anybody_else(opened):
+    assert opened.foreign == [] and len(opened.asked) > 10
+    assert any(url.startswith("ws://127.0.0.1:") for url in opened.asked)
+    refused = [text for text in opened.complaints if "Content Security Policy" in text]
+    assert refused == [], "nor would it have been, without the policy"
+
+
+def test_a_closed_page_ends_its_kernel_and_the_server_leaves_nothing_behind(opened, served):
+    server = psutil.Process(served.process.pid)
+    kernels = server.children(recursive=True)
+    assert kernels
+    assert not any(served.token in " ".join(one.environ().values()) for one in kernels), "the token stays in the server"
+    opened.page.close(run_before_unload=True)
+    gone, alive = psutil.wait_procs(kernels, timeout=60)
+    assert gone and not alive
+    said = served.log.read_text()
+    assert served.token not in said, "no secret in a log"
+
+
+def test_a_port_that_is_taken_is_said_in_a_sentence(served):
+    port = str(urlsplit(served.address).port)
+    done = subprocess.run([*COMMAND, port], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith(f"forge: port {port} of this machine cannot be taken")
+
+
+def test_ctrl_c_ends_the_server_and_its_kernels(planted, chromium):
+    environment = {**os.environ, "FORGE_RUNS": str(planted.folder), "PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen([*COMMAND, "0"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    address = server.stdout.readline().split()[-1]
+    assert status(address)[0] == 200
+    children = psutil.Process(server.pid).children(recursive=True)
+    server.send_signal(2)
+    assert server.wait(timeout=60) == 0
+    assert children and not psutil.wait_procs(children, timeout=30)[1]
