@@ -169,6 +169,17 @@ def test_the_index_lists_every_step_and_links_its_phase(chapter, tmp_path):
     assert "1 of 2 gates passed" in page and "latency 0.12, needed &gt; 0.3" in page and "halting 0.41" not in page
 
 
+def test_the_index_says_of_a_later_phase_whose_rows_it_used_and_of_none_that_it_did_not_run(chapter, tmp_path):
+    green = fact("gate", name="Merging", passed=True, advice="", rows=[CHECK])
+    phases = {1: [chapter()], 2: [chapter(green)], 3: [chapter()]}
+    page = write_index(phases, "laptop-seed0-auto", tmp_path).read_text()
+    assert re.findall(r"Datasets: [\w ]+", page) == [
+        "Datasets: not run",
+        "Datasets: those of Phase 1",
+        "Datasets: not run",
+    ]
+
+
 def test_a_torn_notebook_is_named_damaged(tmp_path):
     (tmp_path / "torn.ipynb").write_text('{"cells": [')
     assert Chapter("12_cognate_diversity", tmp_path / "torn.ipynb", {"status": "finished"}).status == "damaged"
