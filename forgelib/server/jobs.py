@@ -174,16 +174,12 @@ def status(record: Record, brief: bool = False) -> Job:
 
 def pause(record: Record) -> Record:
     """Let a job wait after its current step. Raises Refused (409) where there is nothing to pause."""
-    if (state := state_of(record)) != "running":
-        raise Refused(409, f"nothing to pause: job {record['id']} is {state}", "GET its status", job=record["id"])
-    return _request(record, "pause")
+    return _steer(record, "pause", "running")
 
 
 def resume(record: Record) -> Record:
     """Wake a paused job. Raises Refused (409) where none is paused."""
-    if (state := state_of(record)) != "paused":
-        raise Refused(409, f"nothing to resume: job {record['id']} is {state}", "GET its status", job=record["id"])
-    return _request(record, "resume")
+    return _steer(record, "resume", "paused")
 
 
 def stop(record: Record, now: bool = False) -> Record:
@@ -193,19 +189,23 @@ def stop(record: Record, now: bool = False) -> Record:
         raise Refused(409, f"nothing to stop: job {record['id']} is {record['state']}", "start the step anew")
     record = records.change(records.folder_of(record), stop_asked=True)
     if TASKS[record["task"]].steps and record["run"] and not now:
-        return _request(record, "stop")
+        return _steer(record, "stop", "stopping")
     if processes.alive(record["id"], record["process"]):
         os.kill(record["process"]["pid"], signal.SIGINT)
     return record
 
 
-def _request(record: Record, wish: str) -> Record:
-    run = run_folder(record)
+def _steer(record: Record, wish: str, while_it_is: str) -> Record:
+    """Ask the run of a job that is in this state; of several requests at once each sees what the one before did."""
     if not TASKS[record["task"]].steps:
         raise Refused(409, f"{record['task']} has no steps between which it could wait", "let it end, or stop it")
-    if run is None:
-        raise Refused(409, "the notebook has not opened its run yet", "ask again when the status names a run")
     from forgelib.core.loop import Control  # here: it loads torch
 
-    Control(run).request(wish)
+    with records.held(records.folder_of(record)):
+        record = records.read(records.folder_of(record))
+        if (state := state_of(record)) != while_it_is:
+            raise Refused(409, f"nothing to {wish}: job {record['id']} is {state}", "GET its status", job=record["id"])
+        if (run := run_folder(record)) is None:
+            raise Refused(409, "the notebook has not opened its run yet", "ask again when the status names a run")
+        Control(run).request(wish)
     return record

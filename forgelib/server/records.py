@@ -55,7 +55,7 @@ def every() -> list[Record]:
 
 def change(folder: Path, **facts: Any) -> Record:
     """Change some facts of the record and return it. A job that has ended is not changed any more."""
-    with _held(folder):
+    with held(folder):
         record = read(folder)
         if record["state"] not in ENDED:
             record |= facts
@@ -69,7 +69,8 @@ def end(folder: Path, state: str, **facts: Any) -> Record:
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
+    """Nobody else changes the record meanwhile; `change` would wait for itself inside."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -26,12 +26,13 @@ SECONDS_BETWEEN_NOTES = 0.5
 
 
 class JobConsole(Console):
-    """A console whose lines go to the log and whose notes go to the record."""
+    """A console whose lines go to the log and whose notes go to the record; not every one, but the last `progress`."""
 
     def __init__(self, folder: Path, record: Record, output: Path):
         super().__init__(sys.stderr)
         self.folder, self.record = folder, record
         self.draft = output.with_suffix(".partial.ipynb")
+        self.progress: dict[str, Any] | None = None
         self._noted, self._cell = 0.0, ""
 
     def say(self, text: str) -> None:
@@ -39,14 +40,13 @@ class JobConsole(Console):
 
     def note(self, text: str) -> None:
         super().note(text)
-        cell = text.partition(" · ")[0]
+        cell, _, line = text.partition(" · ")
+        self.progress = reading.progress_of(line) or self.progress
         if cell == self._cell and time.monotonic() - self._noted < SECONDS_BETWEEN_NOTES:
             return
-        facts = {"at": mask(text)}
+        facts = {"at": mask(text), "progress": self.progress}
         if cell != self._cell:
             facts["gates"] = reading.facts_of(self.draft)["gates"]
-        if (progress := reading.progress_of(text.partition(" · ")[2])) is not None:
-            facts["progress"] = progress
         self.record = records.change(self.folder, **facts, run=self.record["run"] or self._run())
         self._noted, self._cell = time.monotonic(), cell
 
@@ -85,8 +85,8 @@ def work(folder: Path) -> None:
     console.say(error or "done")
     run = console.record["run"] or console._run()
     reached = state == "finished" or _written_since(output, record["created"])
-    facts = reading.facts_of(output) if reached else {}
-    records.end(folder, state, error=error and mask(error), run=run, **facts)
+    facts = {"run": run, "progress": console.progress, **(reading.facts_of(output) if reached else {})}
+    records.end(folder, state, error=error and mask(error), **facts)
 
 
 def _run_workbook(record: Record, output: Path, console: Console) -> None:

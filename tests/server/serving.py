@@ -79,7 +79,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        give_up = time.monotonic() + 120
+        give_up = time.monotonic() + 300
         while time.monotonic() < give_up:
             assert self.process.poll() is None, self.said.read_text()
             try:

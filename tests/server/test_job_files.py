@@ -7,9 +7,8 @@ import sys
 import threading
 import time
 
-import psutil
 import pytest
-from serving import TAGS, plant
+from serving import TAGS, plant, processes_of
 
 from forgelib.core.loop import Control
 from forgelib.core.run import MissingInput, open_run
@@ -77,9 +76,9 @@ def test_what_is_left_of_a_dead_job_is_ended(sleeper):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     record = write_job("mine", gone.pid, time.time())
+    assert [process.pid for process in processes_of("mine")] == [sleeper.pid]
     assert jobs.settle(record)["state"] == "died"
-    assert sleeper.wait(timeout=10) != 0
-    assert not any(processes._is_of(process, "mine") for process in psutil.process_iter())
+    assert processes_of("mine") == []
 
 
 def test_the_first_last_word_counts():
