@@ -137,7 +137,7 @@ def test_on_paper_folds_are_open_code_is_not_there_and_nothing_is_cut_off(opened
     assert width(page) <= PAPER["width"]
     beyond = "[...document.querySelectorAll('table, figure, pre, .gate')].filter(e => e.checkVisibility()"
     assert page.evaluate(f"{beyond} && e.getBoundingClientRect().right > {PAPER['width'] + 1}).length") == 0
-    hidden = "[...document.querySelectorAll('details:not(.code) > :not(summary)')].filter(e => !e.offsetHeight"
+    hidden = "[...document.querySelectorAll('details:not(.code) > :not(summary)')].filter(e => !e.checkVisibility()"
     assert page.evaluate(f"{hidden} && e.textContent.trim() && !e.closest('details.code')).length") == 0
     assert page.locator("details.code").first.is_visible() is False
 
@@ -147,7 +147,7 @@ def test_printed_it_is_a_pdf_with_its_verdicts(opened):
     pdf = page.pdf(prefer_css_page_size=True, tagged=True, outline=True)
     assert pdf.startswith(b"%PDF") and 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 40
     text = text_of(pdf)
-    for words in ("Verdicts", "gates passed", "Environment", "torch 2, minor version", "Provenance", "Libraries"):
+    for words in ("Verdicts", "gates passed", "Environment", "torch 2, minor version", "Provenance", "Libraries", "safetensors"):
         assert words.replace(" ", "") in text.replace(" ", ""), words
 
 
