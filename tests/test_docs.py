@@ -1,6 +1,7 @@
 """Pages that speak of the code are held to it: what they name is there, and what they quote is still said."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def test_every_idea_of_the_workbook_is_in_the_paper_index(idea):
     assert any(idea in row[0] for row in rows("papers.md"))
 
 
+@functools.cache
 def said() -> list[str]:
     """Every text in the code but docstrings, with … for each value in it; the Makefile as it stands."""
     texts = [" ".join((ROOT / "Makefile").read_text().split())]

@@ -73,7 +73,7 @@ def write_index(phases: Mapping[int, list[Chapter]], run_name: str, reports: Pat
     body = ["<h1>Agent Forge</h1>", f'<p class="meta">{html.escape(run_name)} · {time.strftime("%Y-%m-%d %H:%M")}</p>']
     for number, chapters in sorted(phases.items()):
         body.append(f'<h2><a href="phase{number}.html">Phase {number} · {PHASES[number]}</a>{_tally(chapters)}</h2>')
-        body.append(f'<p class="meta">{html.escape(_rows_by_source(chapters, number))}</p>')
+        body.append(f'<p class="meta">{html.escape(_rows_by_source(chapters))}</p>')
         body.append(_scroll(tables.table([_step_row(chapter) for chapter in chapters])))
         body.append(_scroll(tables.table([_gate_row(gate) for chapter in chapters for gate in chapter.gates])))
         body += [_failure(chapter) for chapter in chapters if chapter.status == "failed"]
@@ -86,10 +86,13 @@ def _verdicts(chapters: Iterable[Chapter]) -> str:
     return "".join(parts) or "<p>No gate was reached: not run.</p>"
 
 
-def _tally(chapters: Iterable[Chapter]) -> str:
+def _tally(chapters: list[Chapter]) -> str:
+    """How many gates passed; green only where all of them did and no step is missing."""
     verdicts = [bool(gate["passed"]) for chapter in chapters for gate in chapter.gates]
-    word = "passed" if verdicts and all(verdicts) else "failed" if verdicts else "not run"
-    return f' <span class="badge {word}">{sum(verdicts)} of {len(verdicts)} gates passed</span>'
+    missing = sum(chapter.status not in ("finished", "out of date") for chapter in chapters)
+    word = "not run" if not verdicts or (all(verdicts) and missing) else "passed" if all(verdicts) else "failed"
+    rest = f", {missing} of {len(chapters)} steps missing" if missing else ""
+    return f' <span class="badge {word}">{sum(verdicts)} of {len(verdicts)} gates passed{rest}</span>'
 
 
 def _failure(chapter: Chapter) -> str:
@@ -116,13 +119,12 @@ def _nothing_listed(phase: int) -> str:
     return "<p>not run</p>" if phase == 1 else "<p>The rows are those that the report of Phase 1 lists.</p>"
 
 
-def _rows_by_source(chapters: Iterable[Chapter], phase: int) -> str:
-    """Datasets counted by where their rows came from; a later phase that lists none reads those of Phase 1."""
+def _rows_by_source(chapters: list[Chapter]) -> str:
+    """Datasets counted by where their rows came from."""
     facts = (fact for chapter in chapters for fact in chapter.of_kind("sources"))
     counted = Counter(row["source"] for fact in facts for row in fact["rows"])
-    ran = phase > 1 and any(chapter.facts for chapter in chapters)
-    nothing = "those of Phase 1" if ran else "not run"
-    return "Datasets: " + (", ".join(f"{count} {source}" for source, count in counted.items()) or nothing)
+    other = "those of Phase 1" if any(chapter.notebook for chapter in chapters) else "not run"
+    return "Datasets: " + (", ".join(f"{count} {source}" for source, count in counted.items()) or other)
 
 
 def _artifacts(chapters: Iterable[Chapter]) -> str:

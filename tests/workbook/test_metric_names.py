@@ -72,7 +72,7 @@ def test_reinforcement_writes_its_metrics(tiny, monkeypatch):
     findings = Findings(GOOD, GOOD, GOOD, GOOD, GOOD, GOOD, {"own": 0.9})
     monkeypatch.setattr(reinforcement, "theater", lambda *_: Verdict(findings, {"chain_of_thought": findings}))
     monkeypatch.setattr(reinforcement, "LOOK_EVERY", 4)
-    sizes = {"train_rows": 20, "check_rows": 4, "gate_rows": 4, "episodes": 8, "batch_size": 4, "check_every": 8}
+    sizes = {"train_rows": 20, "check_rows": 10, "gate_rows": 10, "episodes": 8, "batch_size": 4, "check_every": 8}
     thoughts = {"n_thoughts": 3, "thought_tokens": 6, "dataset_samples": 1}
     p = QuietRL(profile="smoke", data="procedural", wandb_mode="disabled", **sizes, **thoughts)
     rows = reinforcement.problems(p, WORDS)

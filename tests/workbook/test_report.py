@@ -169,15 +169,23 @@ def test_the_index_lists_every_step_and_links_its_phase(chapter, tmp_path):
     assert "1 of 2 gates passed" in page and "latency 0.12, needed &gt; 0.3" in page and "halting 0.41" not in page
 
 
-def test_the_index_says_of_a_later_phase_whose_rows_it_used_and_of_none_that_it_did_not_run(chapter, tmp_path):
-    green = fact("gate", name="Merging", passed=True, advice="", rows=[CHECK])
-    phases = {1: [chapter()], 2: [chapter(green)], 3: [chapter()]}
-    page = write_index(phases, "laptop-seed0-auto", tmp_path).read_text()
-    assert re.findall(r"Datasets: [\w ]+", page) == [
-        "Datasets: not run",
-        "Datasets: those of Phase 1",
-        "Datasets: not run",
-    ]
+def test_all_gates_passed_is_green_only_where_no_step_is_missing(chapter, tmp_path):
+    green = fact("gate", name="Diversity", passed=True, advice="", rows=[CHECK])
+    badge = re.compile(r'<span class="badge ([\w ]+)">(1 of 1 gates passed[^<]*)<')
+    whole = [chapter(green), chapter(name="20_evomerge_methods", status="out of date")]
+    assert badge.search(page_of(tmp_path, *whole)).groups() == ("passed", "1 of 1 gates passed")
+    absent = Chapter("11_cognate_train-speed", tmp_path / "absent.ipynb", {})
+    broken = [*whole, absent, chapter(name="10_cognate_data", status="interrupted")]
+    assert badge.search(page_of(tmp_path, *broken)).groups() == (
+        "not run",
+        "1 of 1 gates passed, 2 of 4 steps missing",
+    )
+
+
+def test_the_index_says_whose_rows_a_phase_without_its_own_used(chapter, tmp_path):
+    absent = Chapter("40_bitnet_quantize", tmp_path / "absent.ipynb", {})
+    page = write_index({2: [chapter()], 4: [absent]}, "laptop", tmp_path).read_text()
+    assert page.index("Datasets: those of Phase 1") < page.index("Phase 4") < page.index("Datasets: not run")
 
 
 def test_a_torn_notebook_is_named_damaged(tmp_path):

@@ -20,7 +20,7 @@ PAPER = {"width": int((210 - 28) / 25.4 * 96), "height": 1000}
 HASH = "0123456789abcdef" * 4
 CHECK = {"name": "halting", "measured": 0.41, "threshold": 0.3, "op": ">", "passed": True, "verdict": "passed"}
 #: Everything that is wider than a phone: rows of many columns, hashes, formulas, code, output, pictures.
-PROSE = "# Wide\n\n" + "| a | b |\n|---|---|\n| " + "word " * 20 + " | `" + HASH + "` |\n\n$$" + "x + " * 60 + "y$$\n"
+PROSE = "# Wide\n\n" + "| a | b |\n|---|---|\n| " + "word " * 20 + " | `" + HASH + "` |\n\n$$" + "x + " * 16 + "y$$\n"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="800" height="80"><rect width="800" height="80" id="r"/></svg>'
 
 
@@ -51,8 +51,13 @@ def reports(tmp_path_factory) -> Path:
 
 
 def wide_chapter(path: Path) -> Chapter:
-    rows = [{f"column {n}": f"value {n} of a row" for n in range(20)} for _ in range(40)]
+    rows = [{f"column {n}": f"value {n} of a row" for n in range(12)} for _ in range(40)]
     gate = {"kind": "gate", "name": "Diversity", "passed": True, "advice": "", "rows": [{**CHECK, "note": "n " * 40}]}
+    grid = {
+        "verdict " + name: "passed" for name in ("uncertainty", "self_correction", "orthogonal_wisdom", *"abcdefghi")
+    }
+    table = "<table><thead><tr>{}</tr></thead><tbody><tr>{}</tr></tbody></table>"
+    cells = ("".join(f"<th>{name}</th>" for name in grid), '<td class="passed">passed</td>' * len(grid))
     facts = [
         gate,
         {"kind": "sources", "rows": [{**row, "source": "mirror"} for row in rows]},
@@ -60,7 +65,7 @@ def wide_chapter(path: Path) -> Chapter:
         {"kind": "artifact", "name": "cognate-memory", "path": "/a/b", "digest": HASH},
     ]
     shown = [{MIME: fact, "text/html": "<p>twin</p>", "text/plain": "twin"} for fact in facts]
-    shown += [{"text/plain": "x" * 400}, {"image/svg+xml": SVG}]
+    shown += [{"text/html": table.format(*cells)}, {"text/plain": "x" * 400}, {"image/svg+xml": SVG}]
     outputs = [nbformat.v4.new_output("display_data", data) for data in shown]
     book = nbformat.v4.new_notebook()
     book.cells = [nbformat.v4.new_markdown_cell(PROSE), nbformat.v4.new_code_cell("# c\n" + "y" * 300, outputs=outputs)]
@@ -121,7 +126,7 @@ def test_code_is_behind_a_fold_and_verdicts_are_not(opened):
     assert not page.locator("details.code pre").first.is_visible()
     page.locator("details.code summary").first.click()
     assert page.locator("details.code pre").first.is_visible()
-    assert page.locator(".gate").first.is_visible() and page.get_by_text("of 1 gates passed").is_visible()
+    assert page.locator(".gate").first.is_visible() and page.get_by_text("1 of 1 gates passed").is_visible()
     assert page.locator("figure svg").count() >= 1 and page.locator("img").count() == 0
 
 
@@ -132,7 +137,7 @@ def test_on_paper_folds_are_open_code_is_not_there_and_nothing_is_cut_off(opened
     assert width(page) <= PAPER["width"]
     beyond = "[...document.querySelectorAll('table, figure, pre, .gate')].filter(e => e.checkVisibility()"
     assert page.evaluate(f"{beyond} && e.getBoundingClientRect().right > {PAPER['width'] + 1}).length") == 0
-    hidden = "[...document.querySelectorAll('details:not(.code) > :not(summary)')].filter(e => !e.offsetHeight"
+    hidden = "[...document.querySelectorAll('details:not(.code) > :not(summary)')].filter(e => !e.checkVisibility()"
     assert page.evaluate(f"{hidden} && e.textContent.trim() && !e.closest('details.code')).length") == 0
     assert page.locator("details.code").first.is_visible() is False
 
@@ -142,7 +147,7 @@ def test_printed_it_is_a_pdf_with_its_verdicts(opened):
     pdf = page.pdf(prefer_css_page_size=True, tagged=True, outline=True)
     assert pdf.startswith(b"%PDF") and 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 40
     text = text_of(pdf)
-    for words in ("Verdicts", "gates passed", "Environment", "torch 2, minor version", "Provenance", "Libraries"):
+    for words in ("Verdicts", "gates passed", "Environment", "torch 2, minor version", "Provenance", "Libraries", "safetensors"):
         assert words.replace(" ", "") in text.replace(" ", ""), words
 
 
