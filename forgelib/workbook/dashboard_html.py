@@ -66,14 +66,14 @@ def runs_table(runs: Sequence[RunFolder], pace: Pace, now: float, shown: int) ->
     lines = "".join(_run_line(run, pace, now) for run in runs[:shown])
     rest = len(runs) - shown
     more = f'<p class="soft">and {rest} earlier runs</p>' if rest > 0 else ""
-    table = f'<table class="forge"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>'
+    table = f'<table class="forge runs"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>'
     return f'<div class="scroll">{table}</div>{more}'
 
 
 def _run_line(run: RunFolder, pace: Pace, now: float) -> str:
     value = run.shown()
-    told = f"{value[0].replace('_', ' ')} {tables.number(value[1])}" if value else "not run"
-    profile = " ".join(str(run.tags[name]) for name in ("profile", "seed") if name in run.tags)
+    told = f"{value[0].replace('_', ' ')}: {tables.number(value[1])}" if value else ""
+    profile = f"{run.tags['profile']}, seed {run.tags['seed']}" if {"profile", "seed"} <= set(run.tags) else ""
     return (
         f"<tr><td>{state_mark(run, now)}</td>"
         f'<td>{text(run.short)} <span class="soft">{text(profile)}</span></td>'
@@ -141,7 +141,7 @@ def phase3_cards(latest: Mapping[str, tuple[RunFolder, Sequence[dict]] | None], 
 def _figure(records: Sequence[dict], name: str) -> str:
     line = points(records, name)
     told = _value(line[-1][1]) if line else "not run"
-    drawn = chart({name: line}, 300, 84) if len(line) > 1 else ""
+    drawn = chart({name: line}, 500, 96) if len(line) > 1 else ""
     head = f"<figcaption>{name.replace('_', ' ')} <b>{text(told)}</b></figcaption>"
     return f'<figure data-metric="{name}">{head}{drawn}</figure>'
 

@@ -29,6 +29,8 @@ POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'self'"
 )
+#: The interval of jupyter_server's pings; its own default for the patience is longer, which tornado refuses aloud.
+PING_MILLISECONDS = 30_000
 #: Seconds after which a kernel without a page is ended.
 UNSEEN_SECONDS = 60
 
@@ -47,6 +49,8 @@ class OnlyWithToken(IdentityProvider):
             handler.set_status(403)
             handler.finish((PAGE / "refused.html").read_text())
             raise web.Finish
+        handler.current_user = user
+        _ = handler.xsrf_token  # reading it sets the cookie by which a page that closes can end its kernel
         return user
 
 
@@ -130,7 +134,7 @@ def serve(port: int, announce: Callable[[str], object], token: str = "") -> None
         port_retries=0,
         token=token,
         identity_provider_class=OnlyWithToken,
-        tornado_settings={"headers": {"Content-Security-Policy": POLICY}},
+        tornado_settings={"headers": {"Content-Security-Policy": POLICY}, "ws_ping_timeout": PING_MILLISECONDS},
         notebook_path=str(notebook_path("90_dashboard")),
         log_level="ERROR",
     )

@@ -25,7 +25,10 @@ GOES_TO = {
 }
 TRUNK = ("step", "trunk_steps")
 #: What a run's line shows of its last record: the first of these that it holds.
-SHOWN = ("avg_reward_100", "best", "accuracy_overall", "reasoning_accuracy", "loss", "loss_after")
+SHOWN = (
+    *("avg_reward_100", "best", "accuracy_overall", "reasoning_accuracy", "anti_theater_ablation"),
+    *("loss", "loss_after"),
+)
 
 
 @dataclass(frozen=True)

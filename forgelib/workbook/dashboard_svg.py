@@ -61,9 +61,11 @@ class _Place:
     def axes(self) -> str:
         """Frame and the extremes: of the values at the left, of the steps below."""
         left, right, top, bottom = self.left, self.right, self.top, self.bottom
-        high = _label(self.y1, left - 4, top + 7, "end") if self.y1 > self.y0 else ""
+        values = _label(self.y0, left - 4, (top + bottom) // 2 + 3, "end")
+        if self.y1 > self.y0:
+            values = _label(self.y1, left - 4, top + 7, "end") + _label(self.y0, left - 4, bottom, "end")
         return (
-            f'<path class="axis" d="M{left},{top}V{bottom}H{right}"/>{high}{_label(self.y0, left - 4, bottom, "end")}'
+            f'<path class="axis" d="M{left},{top}V{bottom}H{right}"/>{values}'
             f"{_label(self.x0, left, bottom + 13, 'start')}{_label(self.x1, right, bottom + 13, 'end')}"
         )
 
@@ -99,8 +101,10 @@ def _label(value: float, x: float, y: float, anchor: str) -> str:
 
 def short(value: float) -> str:
     """A number in few letters, for an axis."""
-    text = number(value) if abs(value) < 1e5 and (abs(value) >= 1e-3 or value == 0) else f"{value:.2g}"
-    return text if len(text) <= 7 else f"{value:.3g}"
+    if value == 0 or (float(value).is_integer() and abs(value) < 1e5):
+        return number(value)
+    text = f"{value:.3g}" if 1e-2 <= abs(value) < 1e5 else f"{value:.1e}"
+    return text.replace("e-0", "e-").replace("e+0", "e+")
 
 
 def _colours(n: int) -> list[str]:
