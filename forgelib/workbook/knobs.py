@@ -284,7 +284,7 @@ class BitnetFinetune(Parameters):
     vocabulary: Literal["forge-12", "forge-8", "startofthought"] = Field("forge-12", description="thinking tokens")
     gate_rows: int = Field(200, ge=10, le=100_000, description="held-out rows of the baked strategies")
     harder_rows: int = Field(100, ge=10, le=100_000, description="held-out problems of the reinforcement")
-    tune_rows: int = Field(1600, ge=1, le=10_000_000, description="rows trained on, of what the parent was made from")
+    tune_rows: int = Field(3000, ge=1, le=10_000_000, description="rows trained on, of what the parent was made from")
     epochs: int = Field(2, ge=1, le=10_000, description="times every row is seen")
     batch_size: int = Field(8, ge=1, le=4096, description="rows in one optimizer step")
     muon_lr: float = Field(0.006, gt=0, le=1, description="learning rate of the hidden matrices, per step")
