@@ -206,7 +206,7 @@ def _finetune(
         checkpointer=checkpointer,
         control=Control(asked.out),
     )
-    total = p.epochs * -(-len(rows.shown) // p.batch_size)
+    total = p.epochs * -(-len(rows.shown(0)) // p.batch_size)
     for record in watched(tracker.follow(steps), total, "fine-tuning", ("loss",)):
         if record["step"] % 50 == 0 or "sparsity" in record:
             say(f"  step {record['step'] + 1}: loss {record['loss']:.3f}, rounding {record['rounding_share']:.2f}")
