@@ -147,7 +147,16 @@ def test_printed_it_is_a_pdf_with_its_verdicts(opened):
     pdf = page.pdf(prefer_css_page_size=True, tagged=True, outline=True)
     assert pdf.startswith(b"%PDF") and 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 40
     text = text_of(pdf)
-    for words in ("Verdicts", "gates passed", "Environment", "torch 2, minor version", "Provenance", "Libraries", "safetensors"):
+    said = (
+        "Verdicts",
+        "gates passed",
+        "Environment",
+        "torch 2, minor version",
+        "Provenance",
+        "Libraries",
+        "safetensors",
+    )
+    for words in said:
         assert words.replace(" ", "") in text.replace(" ", ""), words
 
 
