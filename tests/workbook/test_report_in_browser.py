@@ -147,7 +147,7 @@ def test_printed_it_is_a_pdf_with_its_verdicts(opened):
     pdf = page.pdf(prefer_css_page_size=True, tagged=True, outline=True)
     assert pdf.startswith(b"%PDF") and 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 40
     text = text_of(pdf)
-    for words in (
+    said = (
         "Verdicts",
         "gates passed",
         "Environment",
@@ -155,7 +155,8 @@ def test_printed_it_is_a_pdf_with_its_verdicts(opened):
         "Provenance",
         "Libraries",
         "safetensors",
-    ):
+    )
+    for words in said:
         assert words.replace(" ", "") in text.replace(" ", ""), words
 
 
