@@ -106,7 +106,7 @@ def test_no_file_of_the_machine_is_given_out(served):
 
 def test_the_page_opens_with_the_token_and_shows_every_panel(opened):
     text = opened.page.inner_text("body")
-    for words in ("Runs", "Pause, resume, stop", "Curves", "Step 1 · baking", "Are the thoughts real?", "Gates"):
+    for words in ("Runs", "Start, pause, resume, stop", "Curves", "Step 1 · baking", "Are the thoughts real?", "Gates"):
         assert words in text, words
     for words in ("Lineage", "Compare two runs", "Disk, memory, checkpoints", "640 of 5,000 episodes"):
         assert words in text, words
