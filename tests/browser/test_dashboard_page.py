@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -183,10 +184,17 @@ def test_a_port_that_is_taken_is_said_in_a_sentence(served):
 
 def test_ctrl_c_ends_the_server_and_its_kernels(planted, chromium):
     environment = {**os.environ, "FORGE_RUNS": str(planted.folder), "PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen([*COMMAND, "0"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [*COMMAND, "0"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore Ctrl-C
+    )
     address = server.stdout.readline().split()[-1]
     assert status(address)[0] == 200
     children = psutil.Process(server.pid).children(recursive=True)
-    server.send_signal(2)
+    server.send_signal(signal.SIGINT)
     assert server.wait(timeout=60) == 0
     assert children and not psutil.wait_procs(children, timeout=30)[1]
