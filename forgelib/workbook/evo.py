@@ -21,6 +21,7 @@ from forgelib.merge import MergeRefused, check_parents, linear
 from forgelib.phases.evomerge import EvolutionConfig
 from forgelib.phases.ledger import Ledger
 from forgelib.phases.workshop import Plan, Workshop, load_config
+from forgelib.workbook.command_folder import same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.contest import contenders, save_champion, standing
 from forgelib.workbook.phase2 import LEDGER, STRATEGIES, Family, choose, population, texts_of, unseen_rows
@@ -143,9 +144,4 @@ def _same_question(asked: Asked) -> None:
     facts["weights"] = str(
         [[f.stat().st_size, f.stat().st_mtime_ns] for m in asked.models for f in sorted(m.iterdir())]
     )
-    note = asked.out / "asked.json"
-    if note.is_file() and json.loads(note.read_text()) != facts:
-        raise MergeRefused(
-            f"{asked.out} holds a search with other models or options. Give another --out, or delete it."
-        )
-    note.write_text(json.dumps(facts, indent=1))
+    same_question(asked.out, facts)
