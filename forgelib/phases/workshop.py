@@ -5,6 +5,7 @@ texts, computes with one thread, and so gives the same fitness to the last bit.
 """
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ class Plan:
     race: Texts | None = None
 
 
+#: Bytes of children's weights that a workshop keeps: a race and what follows it build the same child, and the children
+#: of a generation share their losers.
+KEPT_BYTES = 64 * 2**20
+
+
 class Workshop:
     """Builds and measures children of `plan.parents`; `yardstick` holds the parents' own scores on its texts, and
     `in_race` those on the rows of the race."""
@@ -46,6 +52,7 @@ class Workshop:
         self.dials = [dials_of(folder) for folder in plan.parents]
         self.yardstick = self._yardstick(plan.texts)
         self.in_race = self._yardstick(plan.race) if plan.race is not None else None
+        self._built: OrderedDict[Genome, dict[str, Tensor]] = OrderedDict()
 
     def _yardstick(self, texts: Texts) -> Yardstick:
         with one_thread():
@@ -53,9 +60,16 @@ class Workshop:
         return Yardstick(scores, texts.category, fitness_weights(count_parameters(self.model)))
 
     def build(self, genome: Genome) -> dict[str, Tensor]:
-        """The child's weights. Raises MergeRefused where the parents do not fit together."""
+        """The child's weights, not to be written to. Raises MergeRefused where the parents do not fit together."""
+        if genome in self._built:
+            self._built.move_to_end(genome)
+            return self._built[genome]
         models = [self.build(one) for one in genome.of] if genome.of else self.weights
-        return recipe(genome.bits).merge(models, self.trunk, genome.genes)
+        child = recipe(genome.bits).merge(models, self.trunk, genome.genes)
+        self._built[genome] = child
+        while sum(map(_n_bytes, self._built.values())) > KEPT_BYTES:
+            self._built.popitem(last=False)
+        return child
 
     def dials_for(self, genome: Genome) -> dict:
         """Settings of the model that the genome's `dials` names; through a chaos child, of that loser's."""
@@ -136,6 +150,10 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _n_bytes(weights: Mapping[str, Tensor]) -> int:
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in weights.values()}.values())
 
 
 def _fault(weights: Mapping[str, Tensor], trunk: Mapping[str, Tensor]) -> str:

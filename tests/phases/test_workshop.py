@@ -14,6 +14,7 @@ from tiny_family import N_LAYERS, THRESHOLDS, cognate, llama, save_family, texts
 from transformers import AutoModelForCausalLM
 
 from forgelib.merge import RECIPES, MergeRefused, recipe
+from forgelib.phases import workshop
 from forgelib.phases.evomerge import references
 from forgelib.phases.genome import chaos, default_genome, linear_genome, random_genome
 from forgelib.phases.population import LocalPopulation, WorkerDied
@@ -263,3 +264,18 @@ def test_what_a_worker_raises_is_raised_here_and_no_late_answer_is_taken_for_ano
     missing = replace(plan, trunk=str(tmp_path / "nowhere"))
     with LocalPopulation(missing, 2) as population, pytest.raises(MergeRefused, match="nowhere"):
         population(DEFAULTS)
+
+
+def test_children_are_merged_once_while_they_are_kept_and_are_the_same_when_merged_again(plan, monkeypatch):
+    genomes = some_genomes()
+    merges = []
+    monkeypatch.setattr(workshop, "recipe", lambda bits: merges.append(bits) or recipe(bits))
+    keeps, forgets = Workshop(plan), Workshop(plan)
+    kept = [keeps.build(genome) for genome in [*genomes, *reversed(genomes)]]
+    assert len(merges) == len(genomes), "each once, the losers in the chaos child among them"
+    one = sum(tensor.nbytes for tensor in kept[0].values())
+    monkeypatch.setattr(workshop, "KEPT_BYTES", 2 * one)
+    again = [forgets.build(genome) for genome in [*genomes, *reversed(genomes)]]
+    assert len(forgets._built) == 2 and len(merges) > 2 * len(genomes)
+    for a, b in zip(kept, again, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in b)
