@@ -78,7 +78,7 @@ class Tracker:
 
     def records(self) -> list[dict]:
         """All records in order; "nan" and "inf" are numbers again."""
-        return [record for line in self._lines() if (record := _parse(line)) is not None]
+        return [record for line in self._lines() if (record := parse_record(line)) is not None]
 
     def save_artifact(self, path: Path, name: str, kind: str) -> None:
         """Mirror a published folder as a W&B artifact; nothing happens where W&B is disabled."""
@@ -158,7 +158,7 @@ class Tracker:
 def read_journal(path: Path | str) -> list[dict]:
     """The records of a metrics.jsonl anywhere, for plots; names without the prefix of their phase."""
     lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
-    return [record for line in lines if (record := _parse(line)) is not None]
+    return [record for line in lines if (record := parse_record(line)) is not None]
 
 
 def _line(record: dict) -> str:
@@ -186,7 +186,9 @@ def _plain(value):
     return value
 
 
-def _parse(line: str) -> dict | None:
+def parse_record(line: str) -> dict | None:
+    """A journal's line as a record: names without their phase's prefix, "nan" and "inf" as the numbers they are. None
+    for a line that is no whole record."""
     with contextlib.suppress(ValueError):
         record = json.loads(line)
         if isinstance(record, dict) and isinstance(record.get("step"), int):

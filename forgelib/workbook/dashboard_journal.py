@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from forgelib.core.tracking import _parse as parse
+from forgelib.core.tracking import parse_record
 from forgelib.workbook.tables import is_number
 
 #: Bytes looked at first for the last record; a longer record takes more.
@@ -87,7 +87,7 @@ def last_record(path: Path) -> dict | None:
 
 
 def _records(lines: list[bytes]) -> list[dict]:
-    found = (parse(line.decode("utf-8", errors="replace")) for line in lines)
+    found = (parse_record(line.decode("utf-8", errors="replace")) for line in lines)
     return [record for record in found if record is not None]
 
 
