@@ -11,6 +11,7 @@ from forgelib.core.paths import runs_dir
 from forgelib.core.tracking import JOURNAL
 from forgelib.server.secrecy import mask
 from forgelib.workbook import dashboard_journal
+from forgelib.workbook.dashboard_runs import CONTROL, asked, stamp
 from forgelib.workbook.publish import published
 
 LOG_LINES, TAIL_BYTES = 20, 65_536
@@ -60,12 +61,9 @@ def _seconds(clock: str) -> int:
 
 
 def asked_of(run: Path, since: float) -> str:
-    """What core.loop.Control was asked after `since`: run, pause or stop. Read here because that module loads torch."""
-    control = run / "control.json"
-    try:
-        return json.loads(control.read_text())["action"] if control.stat().st_mtime >= since else "run"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "run"
+    """What was asked of a run after `since` (seconds since the epoch): run, pause or stop."""
+    written = stamp(run / CONTROL)
+    return asked(run) if written and written[2] / 1e9 >= since else "run"
 
 
 def last_record(run: Path) -> dict[str, Any] | None:
