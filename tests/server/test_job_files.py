@@ -21,23 +21,8 @@ from forgelib.workbook.progress import Progress
 
 
 def write_job(name: str, pid: int, started: float, **more) -> dict:
-    record = {
-        "id": name,
-        "task": "baking",
-        "notebook": "30_quietstar_bake",
-        "state": "running",
-        "parameters": {},
-        "resolved": {},
-        "created": time.time(),
-        "process": {"pid": pid, "started": started},
-        "run": None,
-        "at": "starting",
-        "progress": None,
-        "gates": [],
-        "artifacts": [],
-        "error": None,
-        "stop_asked": False,
-    }
+    begun = {"created": time.time(), "process": {"pid": pid, "started": started}}
+    record = records.new(name, task="baking", notebook="30_quietstar_bake", parameters={}, resolved={}, **begun)
     folder = records.jobs_dir() / name
     folder.mkdir(parents=True)
     records.write(folder, record | more)
