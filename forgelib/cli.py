@@ -1,6 +1,5 @@
 """The command `forge`: run the workbook, look at its runs, pause and stop them, write the reports again."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from forgelib.core.paths import reports_dir, runs_dir
+from forgelib.core.tracking import JOURNAL
 from forgelib.workbook.console import say
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.progress import duration
@@ -258,19 +258,16 @@ def _run_folders() -> list[Path]:
 
 
 def _last_sign(folder: Path) -> float:
-    journal = folder / "metrics.jsonl"
+    journal = folder / JOURNAL
     return (journal if journal.is_file() else folder).stat().st_mtime
 
 
 def _last_step(folder: Path) -> str:
     """Step of the journal's last whole record; a line torn by a kill does not count."""
-    journal = folder / "metrics.jsonl"
-    for line in reversed(journal.read_text().splitlines() if journal.is_file() else []):
-        try:
-            return f"step {json.loads(line)['step']}"
-        except (json.JSONDecodeError, KeyError):
-            continue
-    return "no step"
+    from forgelib.workbook.dashboard_journal import last_record
+
+    record = last_record(folder / JOURNAL)
+    return f"step {record['step']}" if record else "no step"
 
 
 def _asked(profile: str, seed: int | None, data: str | None) -> dict[str, Any]:

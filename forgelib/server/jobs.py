@@ -73,23 +73,15 @@ def _launch(task: Task, asked: dict[str, Any], resolved: dict[str, Any], lock: I
     try:
         with (draft / records.LOG).open("wb") as log:
             process = processes.spawn(job, log, lock)
-        record = {
-            "id": job,
-            "task": task.name,
-            "notebook": task.notebook,
-            "state": "running",
-            "parameters": asked,
-            "resolved": resolved,
-            "created": now,
-            "process": processes.identity(process.pid),
-            "run": None,
-            "at": "starting",
-            "progress": None,
-            "gates": [],
-            "artifacts": [],
-            "error": None,
-            "stop_asked": False,
-        }
+        record = records.new(
+            job,
+            task=task.name,
+            notebook=task.notebook,
+            parameters=asked,
+            resolved=resolved,
+            created=now,
+            process=processes.identity(process.pid),
+        )
         records.write(draft, record)
         os.rename(draft, folder)
     except BaseException:

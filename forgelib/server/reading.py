@@ -1,7 +1,7 @@
 """What the files of a job tell: its run folder, how far it is, its gates, the last lines of its log."""
 
-import contextlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any
 from forgelib.core.paths import runs_dir
 from forgelib.core.tracking import JOURNAL
 from forgelib.server.secrecy import mask
+from forgelib.workbook import dashboard_journal
+from forgelib.workbook.dashboard_runs import CONTROL, asked, stamp
 from forgelib.workbook.publish import published
 
 LOG_LINES, TAIL_BYTES = 20, 65_536
@@ -59,22 +61,20 @@ def _seconds(clock: str) -> int:
 
 
 def asked_of(run: Path, since: float) -> str:
-    """What core.loop.Control was asked after `since`: run, pause or stop. Read here because that module loads torch."""
-    control = run / "control.json"
-    try:
-        return json.loads(control.read_text())["action"] if control.stat().st_mtime >= since else "run"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "run"
+    """What was asked of a run after `since` (seconds since the epoch): run, pause or stop."""
+    written = stamp(run / CONTROL)
+    return asked(run) if written and written[2] / 1e9 >= since else "run"
 
 
 def last_record(run: Path) -> dict[str, Any] | None:
-    """The last whole record of a run's journal, names without the prefix of their phase; "nan" and "inf" stay texts."""
-    for line in reversed(_tail(run / JOURNAL).splitlines()):
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                return {name.rpartition("/")[2]: value for name, value in record.items()}
-    return None
+    """The last whole record of a run's journal, names without the prefix of their phase; "nan" and "inf" are texts, for
+    strict JSON has no such numbers."""
+    record = dashboard_journal.last_record(run / JOURNAL)
+    return record and {name: _strict(value) for name, value in record.items()}
+
+
+def _strict(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def caught_up(progress: dict[str, Any] | None, journal: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -31,6 +31,37 @@ def folder_of(record: Record) -> Path:
     return jobs_dir() / record["id"]
 
 
+def new(
+    job: str,
+    *,
+    task: str,
+    notebook: str,
+    parameters: dict[str, Any],
+    resolved: dict[str, Any],
+    created: float,
+    process: dict[str, Any],
+) -> Record:
+    """The record of a job that is about to begin. parameters: what was asked for; resolved: all that it runs with;
+    created: seconds since the epoch; process: what `processes.identity` says of its process."""
+    return {
+        "id": job,
+        "task": task,
+        "notebook": notebook,
+        "state": "running",
+        "parameters": parameters,
+        "resolved": resolved,
+        "created": created,
+        "process": process,
+        "run": None,
+        "at": "starting",
+        "progress": None,
+        "gates": [],
+        "artifacts": [],
+        "error": None,
+        "stop_asked": False,
+    }
+
+
 def read(folder: Path) -> Record:
     """The record of a job."""
     return json.loads((folder / RECORD).read_text(encoding="utf-8"))

@@ -10,9 +10,9 @@ from forgelib.workbook.dashboard_journal import numbers, points
 from forgelib.workbook.dashboard_runs import Pace, RunFolder
 from forgelib.workbook.dashboard_store import GateSeen
 from forgelib.workbook.dashboard_svg import chart, short
+from forgelib.workbook.plan import PHASES
 from forgelib.workbook.progress import duration
 
-PHASES = {1: "Cognate", 2: "EvoMerge", 3: "Quiet-STaR", 4: "BitNet"}
 #: METHOD's targets for the use of thinking tokens; `evaluate.reasoning` holds them too, behind libraries that are slow
 #: to load, and a test compares the two.
 USAGE_TARGETS = {"thinking": 0.8, "step": 0.7, "mece": 0.6, "falsify": 0.6, "doubt": 0.5}

@@ -69,7 +69,7 @@ class Journal:
 
 def last_record(path: Path) -> dict | None:
     """The last whole record, found from the journal's end without reading what comes before it; None where there is
-    none."""
+    none, or no journal that can be read."""
     try:
         with path.open("rb") as file:
             size, chunk = os.fstat(file.fileno()).st_size, TAIL_BYTES
@@ -82,7 +82,7 @@ def last_record(path: Path) -> dict | None:
                 if chunk >= size:
                     return None
                 chunk *= 4
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

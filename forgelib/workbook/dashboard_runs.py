@@ -13,6 +13,8 @@ from forgelib.core.tracking import JOURNAL
 from forgelib.workbook.dashboard_journal import last_record
 from forgelib.workbook.tables import is_number
 
+#: Where `core.loop.Control` of a run folder keeps what is asked of it.
+CONTROL = "control.json"
 #: An unfinished run that wrote nothing for this long is called quiet.
 QUIET_SECONDS = 60.0
 #: Step -> where its last record says how far it is, and the parameter that says how far it goes. `step` counts from 0.
@@ -143,7 +145,7 @@ class Pace:
 def asked(folder: Path) -> str:
     """What `core.loop.Control(folder).read()` says, without loading what trains."""
     try:
-        action = json.loads((folder / "control.json").read_text())["action"]
+        action = json.loads((folder / CONTROL).read_text())["action"]
     except (OSError, ValueError, KeyError, TypeError):
         return "run"
     return action if action in ("pause", "stop") else "run"

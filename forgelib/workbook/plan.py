@@ -18,6 +18,7 @@ from forgelib.core.paths import datasets_mirror, repo_root
 from forgelib.workbook.dashboard_knobs import PAGE_MODELS
 from forgelib.workbook.params import MODELS, ParameterError, Parameters, resolve
 
+PHASES = {1: "Cognate", 2: "EvoMerge", 3: "Quiet-STaR", 4: "BitNet"}
 #: Modules and rooms that only show or order results: a change in them makes no finished notebook stale.
 BYSTANDERS = ("cli.py", "server/", "workbook/console.py", "workbook/report.py", "workbook/runner.py")
 LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "datasets", "reasoning-gym", "matplotlib")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from forgelib.workbook import render, tables
+from forgelib.workbook.plan import PHASES
 from forgelib.workbook.progress import duration
 from forgelib.workbook.publish import published
 
-PHASES = {1: "Cognate", 2: "EvoMerge", 3: "Quiet-STaR", 4: "BitNet"}
 #: The browser itself refuses every request: only the page's own style and images written into it are shown.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 CSS = Path(__file__).with_name("report.css")

@@ -17,6 +17,7 @@ from forgelib.core.paths import repo_root, reports_dir, runs_dir
 from forgelib.workbook.console import Console
 from forgelib.workbook.plan import (
     PAGES,
+    PHASES,
     PLAN,
     Step,
     asked_of,
@@ -88,7 +89,7 @@ def write_reports(asked: Mapping[str, Any], reports: Path) -> list[Path]:
 
     A finished notebook that something it rests on has outrun is shown as out of date; one of no phase has no report.
     """
-    from forgelib.workbook.report import PHASES, Chapter, write_index, write_phase
+    from forgelib.workbook.report import Chapter, write_index, write_phase
 
     plan, folder = available(PLAN), executed_dir(asked)
     keys, phases = step_keys(plan, asked), {}

@@ -21,23 +21,8 @@ from forgelib.workbook.progress import Progress
 
 
 def write_job(name: str, pid: int, started: float, **more) -> dict:
-    record = {
-        "id": name,
-        "task": "baking",
-        "notebook": "30_quietstar_bake",
-        "state": "running",
-        "parameters": {},
-        "resolved": {},
-        "created": time.time(),
-        "process": {"pid": pid, "started": started},
-        "run": None,
-        "at": "starting",
-        "progress": None,
-        "gates": [],
-        "artifacts": [],
-        "error": None,
-        "stop_asked": False,
-    }
+    begun = {"created": time.time(), "process": {"pid": pid, "started": started}}
+    record = records.new(name, task="baking", notebook="30_quietstar_bake", parameters={}, resolved={}, **begun)
     folder = records.jobs_dir() / name
     folder.mkdir(parents=True)
     records.write(folder, record | more)
@@ -128,11 +113,12 @@ def test_what_progress_shows_is_read_back(label, done, start, seconds):
 
 def test_steps_of_an_earlier_job_of_the_run_are_counted(tmp_path):
     line = {"label": "baking", "done": 5, "total": 100, "per_second": 2.0, "seconds_left": 47.5}
-    Tracker(tmp_path, run_name="r", metrics_prefix="baking/").log({"step": 59, "loss": float("nan")})
+    values = {"loss": float("nan"), "least": float("-inf")}
+    Tracker(tmp_path, run_name="r", metrics_prefix="baking/").log({"step": 59, **values})
     with (tmp_path / "metrics.jsonl").open("a") as journal:
         journal.write('{"step": 60, "baking/lo')
     journal = reading.last_record(tmp_path)
-    assert journal == {"step": 59, "loss": "nan"}
+    assert journal == {"step": 59, "loss": "nan", "least": "-inf"}
     assert reading.caught_up(line, journal) == line | {"done": 60, "seconds_left": 20.0}
     assert reading.caught_up(line, {"step": 99})["seconds_left"] is None
     for other in (None, {"step": 3}, {"step": 5000}):
