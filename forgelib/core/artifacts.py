@@ -192,7 +192,8 @@ def code_digest(*modules: str) -> str:
     """
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for file in sources_of(*modules) if modules else sorted(package.rglob("*.py")):
+    everything = (file for file in package.rglob("*") if file.suffix in (".py", ".cpp", ".h"))
+    for file in sources_of(*modules) if modules else sorted(everything):
         relative = file.relative_to(package)
         if relative.parts[0] not in ("workbook", "cli.py", "server.py", "server"):
             digest.update(str(relative).encode() + b"\0" + file.read_bytes() + b"\0")
@@ -200,7 +201,8 @@ def code_digest(*modules: str) -> str:
 
 
 def sources_of(*modules: str) -> list[Path]:
-    """The files of forgelib that the modules are made of and import, directly or through others, sorted."""
+    """The files of forgelib that the modules are made of and import, directly or through others, and the C++ that they
+    name, sorted."""
     package = Path(__file__).resolve().parents[1]
     found: set[Path] = set()
     waiting = [tuple(module.split(".")) for module in modules]
@@ -213,7 +215,14 @@ def sources_of(*modules: str) -> list[Path]:
                 found.add(file)
                 source = file.read_text(encoding="utf-8")
                 waiting += imports_of(source, parts[:n] if place.is_dir() else parts[: n - 1])
-    return sorted(found)
+    return sorted(found | {part for file in found for part in _cpp_of(file)})
+
+
+def _cpp_of(module: Path) -> list[Path]:
+    """The C++ sources beside a module that its text names, each with its parts <name>_*.h."""
+    text = module.read_text(encoding="utf-8")
+    named = [source for source in module.parent.glob("*.cpp") if source.name in text]
+    return [part for source in named for part in (source, *module.parent.glob(f"{source.stem}_*.h"))]
 
 
 def imports_of(source: str, package: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

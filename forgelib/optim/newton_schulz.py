@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .gram import gram_matrix
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 EPSILON = 1e-7
 #: Completing the square, P = (sqrt(c) A + e I)^2 + (a - e^2) I with e = b / (2 sqrt(c)): for X scaled by c^(1/4) a step
@@ -65,11 +67,11 @@ def iterate(x: Tensor, segments: tuple[int, ...]) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     x = x * (SCALE / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(EPSILON))
     for steps in segments:
-        gram, product = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT), None
+        gram, product = gram_matrix(x.mT if tall else x), None
         for step in range(steps):
             last = step == steps - 1
             shifted = _add_to_diagonal(gram if last else gram.clone(), SHIFT)
-            factor = _add_to_diagonal(torch.bmm(shifted, shifted), COEFFICIENTS[0] - SHIFT**2)
+            factor = _add_to_diagonal(gram_matrix(shifted), COEFFICIENTS[0] - SHIFT**2)  # shifted is symmetric
             product = factor if product is None else torch.bmm(factor, product)
             if not last:
                 gram = torch.bmm(torch.bmm(factor, gram), factor)

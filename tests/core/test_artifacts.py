@@ -313,7 +313,10 @@ def test_the_code_of_a_step_is_what_it_imports(tmp_path, monkeypatch):
         "__init__.py": "",
         "core/__init__.py": "",
         "core/artifacts.py": "",
-        "core/rng.py": "from . import seeds",
+        "core/rng.py": "from . import seeds\nSOURCE = 'fast.cpp'",
+        "core/fast.cpp": "",
+        "core/fast_parts.h": "",
+        "core/other.cpp": "",
         "core/seeds.py": "",
         "phases/__init__.py": "",
         "phases/early.py": "import forgelib.core.rng",
@@ -327,6 +330,8 @@ def test_the_code_of_a_step_is_what_it_imports(tmp_path, monkeypatch):
     assert named == {
         "__init__.py",
         "core/__init__.py",
+        "core/fast.cpp",
+        "core/fast_parts.h",
         "core/rng.py",
         "core/seeds.py",
         "phases/__init__.py",
@@ -335,5 +340,7 @@ def test_the_code_of_a_step_is_what_it_imports(tmp_path, monkeypatch):
     early, late = code_digest("forgelib.phases.early"), code_digest("forgelib.phases.late")
     (package / "phases" / "late.py").write_text("from forgelib.phases import early")
     assert code_digest("forgelib.phases.early") == early and code_digest("forgelib.phases.late") != late
-    (package / "core" / "seeds.py").write_text("START = 1")
-    assert code_digest("forgelib.phases.early") != early
+    for name in ("seeds.py", "fast_parts.h"):
+        early = code_digest("forgelib.phases.early")
+        (package / "core" / name).write_text("START = 1;")
+        assert code_digest("forgelib.phases.early") != early

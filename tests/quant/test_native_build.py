@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from forgelib.core import cpp
 from forgelib.quant import TernaryLinear, kernel_in_use, native
+
+SOURCE = native.HERE / "ternary_kernel.cpp"
 
 compiled = pytest.mark.skipif(native.kernel() is None, reason=f"no kernel here: {native.why_not()}")
 
@@ -18,7 +21,7 @@ compiled = pytest.mark.skipif(native.kernel() is None, reason=f"no kernel here: 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """An empty cache, and a process that has not loaded the kernel yet."""
-    monkeypatch.setattr(native, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(cpp, "cache_dir", lambda: tmp_path)
     native.load.cache_clear()
     yield tmp_path / "kernels"
     native.load.cache_clear()
@@ -33,7 +36,7 @@ def test_without_a_compiler_torch_multiplies_the_same_numbers(fresh, monkeypatch
     x = torch.randn(3, 40)
     native.load.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(native.shutil, "which", lambda name: None)
+        patch.setattr(cpp.shutil, "which", lambda name: None)
         without = result(x)
         assert "torch._int_mm" in kernel_in_use() and "no C++ compiler found" in kernel_in_use()
     native.load.cache_clear()
@@ -57,7 +60,7 @@ def test_without_python_headers_the_kernel_is_called_through_ctypes(monkeypatch)
     quick = result(x)
     native.load.cache_clear()
     try:
-        monkeypatch.setattr(native.sysconfig, "get_path", lambda name: "/nowhere")
+        monkeypatch.setattr(cpp.sysconfig, "get_path", lambda name: "/nowhere")
         assert native.kernel().binding is None and "Python.h" in kernel_in_use()
         assert torch.equal(result(x), quick)
     finally:
@@ -66,24 +69,24 @@ def test_without_python_headers_the_kernel_is_called_through_ctypes(monkeypatch)
 
 @compiled
 def test_a_damaged_library_is_built_anew_and_a_whole_one_is_kept(fresh, monkeypatch):
-    path = native.built("ternary_kernel")
+    path = cpp.built(SOURCE)
     assert path.parent == fresh
     before = path.stat().st_mtime_ns
-    assert native.built("ternary_kernel") == path and path.stat().st_mtime_ns == before
+    assert cpp.built(SOURCE) == path and path.stat().st_mtime_ns == before
     elsewhere = fresh.parent / "elsewhere"
     (elsewhere / "kernels").mkdir(parents=True)
     (elsewhere / "kernels" / path.name).write_bytes(b"no library")
-    monkeypatch.setattr(native, "cache_dir", lambda: elsewhere)
-    assert native.built("ternary_kernel").read_bytes() == path.read_bytes()
+    monkeypatch.setattr(cpp, "cache_dir", lambda: elsewhere)
+    assert cpp.built(SOURCE).read_bytes() == path.read_bytes()
     assert len(list((elsewhere / "kernels").iterdir())) == 1
 
 
 @compiled
 def test_two_processes_may_build_at_once(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from forgelib.quant import native\n"
-        "native.cache_dir = lambda: Path(sys.argv[1])\n"
-        "native._flags_for_torch = lambda: (_ for _ in ()).throw(native.CannotBuild('not asked here'))\n"
+        "import sys; from pathlib import Path; from forgelib.core import cpp; from forgelib.quant import native\n"
+        "cpp.cache_dir = lambda: Path(sys.argv[1])\n"
+        "cpp._flags_for_torch = lambda: (_ for _ in ()).throw(cpp.CannotBuild('not asked here'))\n"
         "assert native.kernel() is not None, native.why_not()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -97,12 +100,14 @@ def test_two_processes_may_build_at_once(tmp_path):
 def test_the_sources_are_in_the_installed_package():
     root = Path(__file__).resolve().parents[2]
     data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["forgelib"]
-    for source in (*native.HERE.glob("*.cpp"), *native.HERE.glob("*.h")):
+    sources = [*(root / "forgelib").rglob("*.cpp"), *(root / "forgelib").rglob("*.h")]
+    assert len({source.parent for source in sources}) == 2
+    for source in sources:
         assert any(source.relative_to(root / "forgelib").match(pattern) for pattern in data), source
 
 
 def test_the_machines_compiler_is_found_or_its_absence_is_said():
-    if any(shutil.which(name) for name in native.COMPILERS):
+    if any(shutil.which(name) for name in cpp.COMPILERS):
         assert native.kernel() is not None, native.why_not()
     else:
         assert "install" in kernel_in_use()
