@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from planted_runs import chain, finish, gate, losses, plant
+from planted_runs import chain, finish, gate, losses, many, plant
 
 from forgelib.core.loop import Checkpointer, Control
 from forgelib.core.paths import runs_dir
@@ -298,36 +298,18 @@ def test_the_dashboard_loads_nothing_that_trains():
     assert done.stdout.strip() == "[]", "its page would open seconds later"
 
 
-@pytest.fixture
-def hundred_runs() -> Path:
-    """A hundred folders with 5,000 records each, 150 MB of journals, forty of them finished."""
-    first = plant("31_quietstar_rl", [], {"episodes": 80_000, "n": 0}, "rl/")
-    names = [f"rl/metric_{i}" for i in range(12)]
-
-    def record(step: int) -> dict:
-        return {"step": step, "rl/episode": 16 * step, **{n: 1.0 / (step + i + 1) for i, n in enumerate(names)}}
-
-    first.tracker.path.write_bytes(b"".join(line(**record(step)) for step in range(5000)))
-    runs = [first, *(plant("31_quietstar_rl", [], {"episodes": 80_000, "n": n}, "rl/") for n in range(1, 100))]
-    for run in runs[1:]:
-        shutil.copyfile(first.tracker.path, run.tracker.path)
-    for run in runs[:40]:
-        (run.dir / "metrics.jsonl").rename(run.dir / "kept")
-        finish(run, "quietstar-rl", gate("Reinforcement", 0.9))
-        (run.dir / "kept").rename(run.dir / "metrics.jsonl")
-    return runs_dir()
-
-
 @pytest.mark.slow
-def test_a_hundred_runs_are_on_the_page_in_less_than_three_seconds(hundred_runs, monkeypatch):
-    """In processor time: what other work on the machine adds does not count. Measured: 0.4 s."""
+def test_a_hundred_runs_are_read_and_drawn_within_a_second(monkeypatch):
+    """In processor time: what other work on the machine adds does not count. Measured: 0.4 s for the first view, 0.03 s
+    for each look after it. What a browser adds is measured in tests/browser."""
     from forgelib.workbook import dashboard
 
+    many()
     sent = []
     monkeypatch.setattr(dashboard, "display", lambda *things, **_: sent.extend(things))
     monkeypatch.setattr(dashboard, "publish", lambda *facts, **_: sent.extend(facts))
     began, clock = time.process_time(), time.perf_counter()
-    board = dashboard.Board(hundred_runs, dashboard.Dashboard())
+    board = dashboard.Board(runs_dir(), dashboard.Dashboard())
     for panel in ("overview", "brake", "curves", "phase3", "token_usage", "theater", "gates", "ancestors", "compare"):
         getattr(board, panel)()
     board.machine()
@@ -336,4 +318,10 @@ def test_a_hundred_runs_are_on_the_page_in_less_than_three_seconds(hundred_runs,
     assert len(board.watch.runs) == 100 and "metric 11" in board.panels["curves"].twin()
     size = board.watch.runs[0].path.joinpath("metrics.jsonl").stat().st_size
     assert size > 1_000_000 and board.watch.bytes_read() <= 2 * size, "two journals are looked at, two are read"
-    assert took < 3.0
+    assert took < 1.0
+    began = time.process_time()
+    for _ in range(10):
+        board.look()
+    look = (time.process_time() - began) / 10
+    print(f"each look after it: {look:.3f} s of the processor")
+    assert look < took / 4, "a page that is open costs little"
