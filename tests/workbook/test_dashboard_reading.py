@@ -187,6 +187,19 @@ def test_an_unknown_run_is_none_and_a_vanished_one_has_no_records(watch):
     assert watch.runs == []
 
 
+def test_a_journal_that_no_panel_looks_at_any_more_is_forgotten(watch):
+    kept, left = (plant("30_quietstar_bake", losses(n), {"epochs": n}) for n in (3, 5))
+    watch.look()
+    kept, left = (watch.run(run.dir.name) for run in (kept, left))
+    sizes = [run.path.joinpath("metrics.jsonl").stat().st_size for run in (kept, left)]
+    assert [len(watch.records(run)) for run in (kept, left)] == [3, 5] and watch.bytes_read() == sum(sizes)
+    for _ in range(3):
+        watch.look()
+        assert len(watch.records(kept)) == 3
+    assert watch.bytes_read() == sizes[0], "and the other was not read again"
+    assert len(watch.records(left)) == 5
+
+
 def test_folders_that_are_no_run_are_passed_over_and_torn_facts_are_borne(watch):
     (runs_dir() / "runs" / "empty").mkdir(parents=True)
     run = plant("31_quietstar_rl", [{"step": 0, "episode": 16}])
