@@ -167,6 +167,32 @@ def test_rate_and_time_left_are_measured_between_looks():
     assert pace.left(at(30), now=30.0) == (2.0, 35.0)
 
 
+def test_the_rate_is_that_of_the_last_minutes_however_long_the_page_is_open():
+    def at(step: float) -> RunFolder:
+        return RunFolder(Path("x"), "31_quietstar_rl", "", {"episodes": 1e6}, {}, {"episode": step}, 0.0, "run", False)
+
+    pace = Pace()
+    done = 0.0
+    for second in range(0, 7200, 2):
+        done += 2 if second < 3600 else 0 if second < 5000 else 10  # at work, paused, at work at five times the rate
+        left = pace.left(at(done), now=float(second))
+        if second == 3598:
+            assert left[0] == pytest.approx(1.0, rel=0.01)
+    assert left == (pytest.approx(5.0, rel=0.01), pytest.approx((1e6 - done) / 5, rel=0.01))
+
+
+def test_a_slow_run_has_a_rate_too():
+    def at(generation: int) -> RunFolder:
+        return RunFolder(
+            Path("x"), "21_evomerge_evolve", "", {"generations": 50}, {}, {"step": generation}, 0.0, "run", False
+        )
+
+    pace, found = Pace(), []
+    for second in range(0, 6000, 10):
+        found.append(pace.left(at(second // 900), now=float(second)))
+    assert [rate for rate, _ in found[90:]] == pytest.approx([1 / 900] * (len(found) - 90))
+
+
 def test_an_empty_runs_folder_has_nothing_and_gets_nothing(watch):
     assert watch.runs == [] and watch.store.artifacts == [] and watch.store.gates() == []
     assert watch.checkpoints() == [] and watch.store.verdicts() == []
