@@ -38,6 +38,8 @@ POLICY = (
 PING_MILLISECONDS = 30_000
 #: Seconds after which a kernel without a page is ended.
 UNSEEN_SECONDS = 60
+#: Seconds before the next spare kernel is started: by then the page has what it needs of the processor.
+FILL_SECONDS = 2.0
 #: Seconds after which the address is told although no kernel stands ready yet.
 WARM_SECONDS = 60
 
@@ -169,11 +171,16 @@ def serve(port: int, announce: Callable[[str], object], token: str = "") -> None
     token = token or secrets.token_urlsafe(24)
     for name in ("tornado.access", "tornado.application", "tornado.general"):
         logging.getLogger(name).addFilter(Unsaid(token))
-    culling = {"cull_idle_timeout": UNSEEN_SECONDS, "cull_interval": UNSEEN_SECONDS // 2}
-    speech = {"transport": "ipc"} if os.name == "posix" else {}  # sockets of this user: nobody else listens in
+    config = {
+        "VoilaConfiguration": options,
+        "VoilaKernelManager": {"fill_delay": FILL_SECONDS},
+        "MappingKernelManager": {"cull_idle_timeout": UNSEEN_SECONDS, "cull_interval": UNSEEN_SECONDS // 2},
+        # sockets of this user: nobody else listens in
+        "KernelManager": {"transport": "ipc"} if os.name == "posix" else {},
+    }
     page = Page(
         announce,
-        config=Config({"VoilaConfiguration": options, "MappingKernelManager": culling, "KernelManager": speech}),
+        config=Config(config),
         ip=HOST,
         port=_free(port),
         port_retries=0,

@@ -77,13 +77,9 @@ def opened(served, browser):
     page.route("**/*", watch_over)
     page.on("websocket", lambda socket: (asked if "//127.0.0.1:" in socket.url else foreign).append(socket.url))
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    before, began = worked(served.process.pid), time.monotonic()
     page.goto(served.address, timeout=PATIENCE)
-    for what in USABLE:
-        page.wait_for_selector(what, timeout=PATIENCE)
-    seconds, after = time.monotonic() - began, worked(served.process.pid)
-    cost = sum(after[pid] - before.get(pid, 0.0) for pid in after)
-    return SimpleNamespace(page=page, asked=asked, foreign=foreign, complaints=complaints, seconds=seconds, cost=cost)
+    page.wait_for_selector("text=Step 2 · reinforcement", timeout=PATIENCE)
+    return SimpleNamespace(page=page, asked=asked, foreign=foreign, complaints=complaints)
 
 
 def worked(server: int) -> dict[int, float]:
@@ -131,22 +127,36 @@ def test_the_page_opens_with_the_token_and_shows_every_panel(opened):
     assert "import" not in text and "ExecutionError" not in text, "no code, no error"
 
 
-def test_a_hundred_runs_open_within_three_seconds(opened):
-    """In processor time of server, kernels and browser, from the request until the page can be used: alone on a machine
-    this is longer than a person waits, for two cores share it. Measured: 2.0 s; 1.9 to 3.0 s by the clock, at loads of
-    2.5 to 3.8 on two cores."""
-    print(f"usable after {opened.seconds:.2f} s, {opened.cost:.2f} s of the processor; load {os.getloadavg()[0]:.1f}")
-    assert opened.page.locator(".widget-html table.runs tbody tr").count() == 100
-    assert opened.cost < 3.0
-
-
-def test_a_page_that_is_opened_later_shows_what_is_there_then(opened, served, planted):
-    """Its kernel had run all cells before."""
+def test_a_hundred_runs_open_within_three_seconds_and_are_those_of_now(opened, served, planted, monkeypatch):
+    """In processor time of server, kernels and browser together, from the request until the page can be used: what
+    other work on the machine adds does not count. Measured: 1.3 to 2.0 s, and 1.8 to 2.4 s by the clock at loads of 1
+    to 2 on two cores. The kernel behind the page ran its cells before the last run began."""
+    monkeypatch.setenv("FORGE_RUNS", str(planted.folder))
+    settle(served.process.pid)
     plant("30_quietstar_bake", losses(3), {"epochs": 77})
-    other = opened.page.context.new_page()
-    other.goto(served.address, timeout=PATIENCE)
-    other.wait_for_selector(".widget-html table.runs >> text=0% · 0.03 of 77 epochs", timeout=PATIENCE)
-    other.close(run_before_unload=True)
+    page = opened.page.context.browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    before, began = worked(served.process.pid), time.monotonic()
+    page.goto(served.address, timeout=PATIENCE)
+    for what in USABLE:
+        page.wait_for_selector(what, timeout=PATIENCE)
+    seconds, after = time.monotonic() - began, worked(served.process.pid)
+    cost = sum(after[pid] - before.get(pid, 0.0) for pid in after)
+    print(f"usable after {seconds:.2f} s, {cost:.2f} s of the processor; load {os.getloadavg()[0]:.1f}")
+    page.wait_for_selector(".widget-html table.runs >> text=0% · 0.03 of 77 epochs", timeout=PATIENCE)
+    assert page.locator(".widget-html table.runs tbody tr").count() == 100
+    page.close(run_before_unload=True)
+    assert cost < 3.0
+
+
+def settle(server: int) -> None:
+    """Wait until the next spare kernel stands ready: until little is done for two seconds."""
+    for _ in range(60):
+        before = worked(server)
+        time.sleep(2)
+        after = worked(server)
+        if sum(after[pid] - before.get(pid, 0.0) for pid in after) < 0.3:
+            return
+    raise AssertionError("the page never comes to rest")
 
 
 def test_a_slider_changes_the_verdict(opened):
@@ -197,13 +207,17 @@ def test_nothing_was_asked_of_anybody_else(opened):
 
 def test_a_closed_page_ends_its_kernel_and_the_server_leaves_nothing_behind(opened, served):
     server = psutil.Process(served.process.pid)
+    settle(served.process.pid)
     kernels = server.children(recursive=True)
-    assert kernels
+    assert len(kernels) == 2, "that of the page, and the spare one"
     assert not any(served.token in " ".join(one.environ().values()) for one in kernels), "the token stays in the server"
     opened.page.unroute_all()
     opened.page.close(run_before_unload=True)
-    gone, alive = psutil.wait_procs(kernels, timeout=60)
-    assert gone and not alive
+    for _ in range(600):
+        gone, alive = psutil.wait_procs(kernels, timeout=0.1)
+        if gone:
+            break
+    assert (len(gone), len(alive)) == (1, 1)
     said = served.log.read_text()
     assert served.token not in said, "no secret in a log"
 
