@@ -1,6 +1,7 @@
 """Shared fixtures: a run folder for every test, one thread, no network but loopback, the real rows where they lie."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +28,27 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def own_run_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FORGE_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The command that starts Chromium. What needs it is skipped by name where it, or what steers it, is not there."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("Chromium is not installed here: nothing is looked at in a browser")
+    pytest.importorskip("playwright", reason="playwright is not installed here: nothing is looked at in a browser")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    """A browser for the tests of one file; longer, and its event loop would be in the way of other tests."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -112,10 +112,6 @@ class Board:
 
     async def _keep_fresh(self) -> None:
         while self.clock.comm is not None:
-            theater = self.panels.get("theater")
-            if theater is not None and theater.wanted:
-                await asyncio.to_thread(theater.load)
-                theater.look()
             await asyncio.sleep(self.p.refresh_seconds)
             try:
                 self.look()

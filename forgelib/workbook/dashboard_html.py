@@ -153,15 +153,32 @@ def usage_bars(run: RunFolder | None, records: Sequence[dict]) -> str:
         line = points(records, f"token_usage_{name}")
         value = line[-1][1] if line else None
         word = "not run" if value is None else "passed" if value > target else "failed"
-        width = 0.0 if value is None else 100 * max(0.0, min(1.0, value))
         told = "not run" if value is None else f"{value:.0%}"
         lines.append(
-            f'<tr><td><code>{name}</code></td><td><span class="bar usage {word.replace(" ", "-")}"><span style="width:'
-            f'{width:.1f}%"></span><i style="left:{100 * target:.0f}%"></i></span></td><td class="number">{told}</td>'
+            f'<tr><td><code>{name}</code></td><td>{marked_bar(value, target, word)}</td><td class="number">{told}</td>'
             f'<td class="soft">target above {target:.0%}</td><td class="{word}">{word}</td></tr>'
         )
     of = f'<p class="soft">{text(run.short)}, at its last look</p>' if run else ""
     return f'{of}<div class="scroll"><table class="forge"><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def bar_row(name: str, found: Any, threshold: float) -> str:
+    """A row of a verdict's table: what a test of the trial measured (`Measured`), beside its threshold."""
+    word = "not run" if found.value is None else "passed" if found.value > threshold else "failed"
+    told = found.note if found.value is None else f"{found.value:.3f}"
+    return (
+        f"<tr><td>{text(name)}</td><td>{marked_bar(found.value, threshold, word)}</td>"
+        f'<td class="number">{text(told)}</td><td class="soft">must exceed {threshold:.2f}</td></tr>'
+    )
+
+
+def marked_bar(value: float | None, mark: float, word: str) -> str:
+    """A bar from 0 to 1 with a line at `mark`, coloured by the word passed, failed or not run."""
+    width, left = (100 * max(0.0, min(1.0, share)) for share in (value or 0.0, mark))
+    css = word.replace(" ", "-")
+    return (
+        f'<span class="bar usage {css}"><span style="width:{width:.1f}%"></span><i style="left:{left:.1f}%"></i></span>'
+    )
 
 
 def gate_list(gates: Sequence[GateSeen]) -> str:

@@ -1,10 +1,14 @@
 """`forge dashboard`: notebook 90 as a web page by Voila, on this machine only, for whoever holds the token.
 
 Without the token nothing of the page is given out, and no login form is shown: 403. The browser is told to fetch
-nothing from anywhere else (Content-Security-Policy), and Voila's page is replaced by one that asks for nothing else. A
-kernel that no page looks at any more is ended.
+nothing from anywhere else (Content-Security-Policy), and Voila's page is replaced by one that asks for nothing else.
+
+One kernel stands ready with the whole page and keeps looking at the disk: who opens the page waits for no kernel and
+sees what is there now, and the next kernel is started meanwhile. One that no page looks at any more is ended.
 """
 
+import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -18,6 +22,7 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from tornado import web
 from traitlets.config import Config
 from voila.app import Voila
+from voila.request_info_handler import RequestInfoSocketHandler
 
 from forgelib.workbook.execute import ThisPython
 from forgelib.workbook.plan import notebook_path
@@ -33,6 +38,10 @@ POLICY = (
 PING_MILLISECONDS = 30_000
 #: Seconds after which a kernel without a page is ended.
 UNSEEN_SECONDS = 60
+#: Seconds before the next spare kernel is started: by then the page has what it needs of the processor.
+FILL_SECONDS = 2.0
+#: Seconds after which the address is told although no kernel stands ready yet.
+WARM_SECONDS = 60
 
 
 class PortTaken(RuntimeError):
@@ -55,7 +64,10 @@ class OnlyWithToken(IdentityProvider):
 
 
 class SeenKernels(AsyncMappingKernelManager):
-    """Ends the kernel of a page that is gone: a closed tab says so itself, a browser that crashed does not."""
+    """Ends the kernel of a page that is gone: a closed tab says so itself, a browser that crashed does not.
+
+    Voila adds the pool of spare kernels: `_pools`, `fill_if_needed`, and a culling that leaves them alone.
+    """
 
     async def cull_kernel_if_idle(self, kernel_id: str) -> None:
         """Called again and again for each kernel."""
@@ -71,7 +83,27 @@ class SeenKernels(AsyncMappingKernelManager):
         """As ever, but what the kernel starts does not inherit the token: Voila would hand on the page's address."""
         for name in ("QUERY_STRING", "VOILA_REQUEST_URL"):
             (options.get("env") or {}).pop(name, None)
-        return await super().start_kernel(**options)
+        kernel_id = await super().start_kernel(**options)
+        self.add_restart_callback(kernel_id, lambda: self._forget(kernel_id))
+        return kernel_id
+
+    async def warm(self) -> None:
+        """Returns when every spare kernel has run the notebook."""
+        for spare in [one for pool in self._pools.values() for one in pool]:
+            await asyncio.shield((await asyncio.shield(spare))["task"])
+
+    async def shutdown_all(self, now: bool = True) -> None:
+        """End every kernel at once, for none has anything to save; no spare one is started any more."""
+        for spare in [one for pool in self._pools.values() for one in pool]:
+            spare.cancel()
+        self._pools.clear()
+        await super().shutdown_all(now=now)
+
+    def _forget(self, kernel_id: str) -> None:
+        """A kernel that died is started anew, but empty: it is no spare one any more, and will end unseen."""
+        for pool in self._pools.values():
+            pool[:] = [one for one in pool if not one.done() or one.result()["kernel_id"] != kernel_id]
+        self.fill_if_needed(notebook_name=self.notebook_path)
 
 
 class Unsaid(logging.Filter):
@@ -104,13 +136,27 @@ class Page(Voila):
         super().setup_template_dirs()
         self.template_paths.insert(0, str(PAGE))
 
+    def init_handlers(self) -> list:
+        """All but the one that tells whoever asks for a kernel by its id how its page was opened, token and all."""
+        return [one for one in super().init_handlers() if one[1] is not RequestInfoSocketHandler]
+
     def launch_browser(self) -> None:
-        """Called once the server listens: say where."""
+        """Called once the server listens: say where, as soon as the page stands ready."""
+        self._announcing = asyncio.get_event_loop().create_task(self._announce())
+
+    async def _announce(self) -> None:
+        with contextlib.suppress(Exception):  # a kernel that does not come up: the page says why
+            await asyncio.wait_for(self.kernel_manager.warm(), WARM_SECONDS)
         self.announce(f"http://{HOST}:{self.port}/?token={self.token}")
+
+    def stop(self) -> None:
+        """End the kernels, and say nothing more."""
+        self._announcing.cancel()
+        super().stop()
 
 
 def serve(port: int, announce: Callable[[str], object], token: str = "") -> None:
-    """Serve the dashboard until Ctrl-C or SIGTERM; `announce` is called with its address once it listens.
+    """Serve the dashboard until Ctrl-C or SIGTERM; `announce` is called with its address once the page is there.
 
     port 0 takes a free one. Raises PortTaken.
     """
@@ -118,17 +164,23 @@ def serve(port: int, announce: Callable[[str], object], token: str = "") -> None
         "file_allowlist": [],
         "allow_template_override": "NO",
         "allow_theme_override": "NO",
+        "preheat_kernel": True,
         "kernel_spec_manager_class": ThisPython,
         "multi_kernel_manager_class": SeenKernels,
     }
     token = token or secrets.token_urlsafe(24)
     for name in ("tornado.access", "tornado.application", "tornado.general"):
         logging.getLogger(name).addFilter(Unsaid(token))
-    culling = {"cull_idle_timeout": UNSEEN_SECONDS, "cull_interval": UNSEEN_SECONDS // 2}
-    speech = {"transport": "ipc"} if os.name == "posix" else {}  # sockets of this user: nobody else listens in
+    config = {
+        "VoilaConfiguration": options,
+        "VoilaKernelManager": {"fill_delay": FILL_SECONDS},
+        "MappingKernelManager": {"cull_idle_timeout": UNSEEN_SECONDS, "cull_interval": UNSEEN_SECONDS // 2},
+        # sockets of this user: nobody else listens in
+        "KernelManager": {"transport": "ipc"} if os.name == "posix" else {},
+    }
     page = Page(
         announce,
-        config=Config({"VoilaConfiguration": options, "MappingKernelManager": culling, "KernelManager": speech}),
+        config=Config(config),
         ip=HOST,
         port=_free(port),
         port_retries=0,

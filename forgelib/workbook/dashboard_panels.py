@@ -117,7 +117,8 @@ class Compare:
             self.html.value = frame('<p class="soft">not run: there are no two runs to compare</p>')
             return
         records = {"A": self.watch.records(a), "B": self.watch.records(b)}
-        shared = [name for name in numbers(records["A"]) if name in set(numbers(records["B"]))]
+        names = {side: numbers(of) for side, of in records.items()}
+        shared = [name for name in names["A"] if name in names["B"]]
         self.metric.offer({name: name.replace("_", " ") for name in shared})
         metric = self.metric.value or next(iter(shared), "")
         drawn = (a.name, b.name, metric, *((len(r), r[-1]["step"]) for r in records.values() if r))

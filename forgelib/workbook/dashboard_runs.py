@@ -17,6 +17,8 @@ from forgelib.workbook.tables import is_number
 CONTROL = "control.json"
 #: An unfinished run that wrote nothing for this long is called quiet.
 QUIET_SECONDS = 60.0
+#: A run's pace is that of its last minutes: of this many seconds, or of its last step where that took longer.
+PACE_SECONDS = 300.0
 #: Step -> where its last record says how far it is, and the parameter that says how far it goes. `step` counts from 0.
 GOES_TO = {
     "11_cognate_train": ("step", "steps"),
@@ -121,10 +123,11 @@ class Runs:
 
 
 class Pace:
-    """How fast runs go, measured between the looks of this page: what was done before the first look does not count."""
+    """How fast runs go, measured between the looks of this page: neither what was done before the first look counts nor
+    what was done long ago."""
 
     def __init__(self) -> None:
-        self._first: dict[str, tuple[float, float]] = {}
+        self._steps: dict[str, list[tuple[float, float]]] = {}
 
     def left(self, run: RunFolder, now: float | None = None) -> tuple[float, float] | None:
         """Units a second and seconds left; None until the run was seen to go on."""
@@ -133,12 +136,17 @@ class Pace:
             return None
         now = time.monotonic() if now is None else now
         done, total, _ = progress
-        since, first = self._first.setdefault(run.name, (now, done))
-        if done < first:  # it went back to a checkpoint
-            self._first[run.name] = (now, done)
-        if done <= first or now <= since:
+        steps = self._steps.setdefault(run.name, [(now, done)])
+        if done < steps[-1][1]:  # it went back to a checkpoint
+            steps[:] = [(now, done)]
+        elif done > steps[-1][1]:
+            steps.append((now, done))
+        while len(steps) > 2 and now - steps[1][0] > PACE_SECONDS:
+            del steps[0]
+        (since, first), (until, reached) = steps[0], steps[-1]
+        if until <= since:
             return None
-        rate = (done - first) / (now - since)
+        rate = (reached - first) / (until - since)
         return rate, max(0.0, total - done) / rate
 
 

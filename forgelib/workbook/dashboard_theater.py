@@ -1,23 +1,36 @@
 """The lights of the anti-theater trial, and sliders over its thresholds: the verdict follows, nothing is measured anew.
 
-The lights come from the stored verdict at once. What judges under other thresholds loads torch, so the sliders appear
-once `load()` was called; the dashboard does that beside its first view.
+What judges is `forgelib.evaluate.verdict`. It only compares numbers, and is loaded without the rest of its room, which
+loads torch: a page that shows runs is there at once and takes little memory.
 """
 
+import functools
+import importlib.util
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ipywidgets as widgets
 
+import forgelib
 from forgelib.workbook import dashboard_html as shown
 from forgelib.workbook import tables
 from forgelib.workbook.dashboard_panels import Menu, frame
 from forgelib.workbook.dashboard_store import VERDICT_FILE
 from forgelib.workbook.dashboard_watch import Watch
 
-LOADING = '<p class="soft">the sliders are being loaded</p>'
+
+@functools.cache
+def judging() -> ModuleType:
+    """The module `forgelib.evaluate.verdict`, by its file."""
+    path = Path(forgelib.__file__).parent / "evaluate" / "verdict.py"
+    spec = importlib.util.spec_from_file_location("forgelib_verdict", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def read_verdict(folder: Path) -> dict:
@@ -27,18 +40,35 @@ def read_verdict(folder: Path) -> dict:
 
 def verdict_of(stored: Mapping[str, Any]) -> Any:
     """The `Verdict` that `as_dict` stored, without its evidence. KeyError, TypeError where another version wrote it."""
-    from forgelib.evaluate.verdict import Findings, Measured, Thresholds, Verdict
+    by = judging()
 
-    def measured(value: Mapping[str, Any]) -> Measured:
+    def measured(value: Mapping[str, Any]) -> Any:
         interval = value["interval"]
-        return Measured(**{**value, "interval": None if interval is None else tuple(interval)})
+        return by.Measured(**{**value, "interval": None if interval is None else tuple(interval)})
 
-    def findings(value: Mapping[str, Any]) -> Findings:
+    def findings(value: Mapping[str, Any]) -> Any:
         tests = {name: measured(one) for name, one in value.items() if name != "accuracy"}
-        return Findings(**tests, accuracy=value["accuracy"])
+        return by.Findings(**tests, accuracy=value["accuracy"])
 
     by_strategy = {name: findings(one) for name, one in stored["by_strategy"].items()}
-    return Verdict(findings(stored["overall"]), by_strategy, Thresholds(**stored["thresholds"]))
+    return by.Verdict(findings(stored["overall"]), by_strategy, by.Thresholds(**stored["thresholds"]))
+
+
+def verdict_html(verdict: Any) -> str:
+    """The outcome, a bar for each test with a mark at its threshold, and the table of all checks."""
+    rows = "".join(
+        shown.bar_row(name.replace("_", " "), getattr(verdict.overall, name), getattr(verdict.thresholds, name))
+        for name in tests()
+    )
+    gate = verdict.gate()
+    payload = {"name": gate.name, "passed": gate.passed, "advice": gate.advice, "rows": gate.rows()}
+    bars = f'<table class="forge"><tbody>{rows}</tbody></table>'
+    return f'<p><b>{shown.text(verdict.outcome)}</b></p><div class="scroll">{bars}</div>{tables.gate(payload)}'
+
+
+def tests() -> list[str]:
+    """Names of the tests whose thresholds can be moved."""
+    return [one.name for one in fields(judging().Thresholds)]
 
 
 def lights(stored: Mapping[str, Any]) -> str:
@@ -65,26 +95,15 @@ def turning_table(stored: Mapping[str, Any]) -> list[dict]:
 
 
 class Theater:
-    """One verdict: its lights, and the sliders once they are loaded."""
+    """One verdict: its lights, and the sliders over its thresholds."""
 
     def __init__(self, watch: Watch):
-        self.watch, self._chosen, self._stored, self._verdict, self._theater = watch, None, None, None, None
+        self.watch, self._chosen, self._stored, self._verdict = watch, None, None, None
         self.menu, self.lamps, self.live = Menu("verdict", "the newest"), widgets.HTML(), widgets.HTML()
         self.sliders: dict[str, widgets.FloatSlider] = {}
         self.places = widgets.VBox([])
         self.box = widgets.VBox([self.menu.widget, self.lamps, self.places, self.live])
         self.menu.on_choice(self.look)
-
-    @property
-    def wanted(self) -> bool:
-        """Whether there is a verdict whose sliders have yet to be loaded."""
-        return self._theater is None and bool(self.watch.store.verdicts())
-
-    def load(self) -> None:
-        """Load what judges under other thresholds; takes seconds, draws nothing."""
-        from forgelib.workbook import theater
-
-        self._theater = theater
 
     def look(self) -> None:
         rows = self.watch.store.verdicts()
@@ -92,23 +111,20 @@ class Theater:
         row = next((row for row in rows if self.menu.value in ("", row["digest"])), None)
         digest = row["digest"] if row else ""
         if digest != self._chosen:
-            self._chosen, self._verdict = digest, None
-            self._stored = read_verdict(row["path"]) if row else None
+            self._chosen, self._stored = digest, read_verdict(row["path"]) if row else None
             self.lamps.value = frame(lights(self._stored) if row else shown.NOT_RUN)
-            self.live.value = frame(LOADING if row else "")
-            self.places.children = ()
-        if self._stored and self._theater and self._verdict is None:
-            self._place_sliders()
+            self.live.value, self.places.children = frame(""), ()
+            if row:
+                self._place_sliders()
 
     def _place_sliders(self) -> None:
         try:
             self._verdict = verdict_of(self._stored)
         except (KeyError, TypeError) as error:
-            self._verdict = False
             told = f"this verdict was written by another version ({error}): its thresholds cannot be moved"
             self.live.value = frame(f'<p class="soft">{shown.text(told)}</p>')
             return
-        for name in self._theater.TESTS:
+        for name in tests():
             value, most = self._stored["thresholds"][name], 0.5 if name == "ablation" else 1.0
             limits = {"min": min(0.0, value), "max": max(most, value), "step": 0.01, "readout_format": ".2f"}
             self.sliders[name] = widgets.FloatSlider(value, description=name.replace("_", " "), **limits)
@@ -118,10 +134,8 @@ class Theater:
 
     def _judge(self) -> None:
         """The verdict under the thresholds that the sliders say."""
-        from forgelib.evaluate.verdict import Thresholds
-
-        thresholds = Thresholds(**{name: slider.value for name, slider in self.sliders.items()})
-        self.live.value = frame(self._theater.verdict_html(self._verdict.under(thresholds)))
+        thresholds = judging().Thresholds(**{name: slider.value for name, slider in self.sliders.items()})
+        self.live.value = frame(verdict_html(self._verdict.under(thresholds)))
 
     def twin(self) -> str:
         if not self._stored:

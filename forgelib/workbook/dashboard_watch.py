@@ -15,18 +15,21 @@ SPACE_SECONDS = 30.0
 class Watch:
     """`look()`, then `runs` (the latest first), `store`, `pace`, and `now`, the time of the look in seconds since 1970.
 
-    Journals are read whole only through `records`, and from then on only what was added.
+    Journals are read whole only through `records`, and from then on only what was added. One that nobody asked for
+    between two looks is forgotten: a page may be open for weeks.
     """
 
     def __init__(self, root: Path):
         self.root, self.store, self.pace = Path(root), Store(Path(root)), Pace()
         self.runs: list[RunFolder] = []
         self.now = 0.0
-        self._listing, self._journals = Runs(), {}
+        self._listing, self._journals, self._asked_for = Runs(), {}, set()
         self._space: tuple[float, dict[str, int]] = (0.0, {})
 
     def look(self) -> None:
         """See what is there now."""
+        self._journals = {name: self._journals[name] for name in self._asked_for}
+        self._asked_for = set()
         self.now = time.time()
         self.store.look()
         self.runs = self._listing.look(self.root, self.store.keys)
@@ -43,12 +46,13 @@ class Watch:
 
     def records(self, run: RunFolder) -> list[dict]:
         """All records of a run's journal up to now."""
+        self._asked_for.add(run.name)
         journal = self._journals.setdefault(run.name, Journal(run.path / JOURNAL))
         journal.look()
         return journal.records
 
     def bytes_read(self) -> int:
-        """Bytes of journals that were read whole so far, the ends of all others left out."""
+        """Bytes that were read of the journals that panels look at, the ends of all others left out."""
         return sum(journal.bytes_read for journal in self._journals.values())
 
     def checkpoints(self) -> list[dict]:

@@ -1,8 +1,8 @@
 """`forge dashboard` in a real browser: opens with its token alone, follows a running job, and asks nobody else."""
 
+import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from planted_runs import chain
+from planted_runs import chain, losses, many, plant
 
 from forgelib.core.loop import Control
 
@@ -23,26 +23,31 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-c", "from forgelib.cli import main; main()", "dashboard", "--port"]
 PATIENCE = 120_000  # milliseconds: a kernel on a busy machine
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    return found or pytest.skip("no Chromium here: the dashboard in a browser is not checked")
+#: Where Voila, left as it is, tells whoever asks how the page of a kernel was opened: token and all.
+KERNEL, QUERY = "api/kernels/1-1-1-1-1", "voila/query/1-1-1-1-1"
+#: What a page must show before somebody can work with it: runs, curves, lineage, buttons, sliders.
+USABLE = (
+    ".widget-html table.runs",
+    ".widget-html svg.chart",
+    ".widget-html svg.graph",
+    "button:has-text('pause')",
+    ".widget-slider .noUi-handle",
+)
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """The runs of a small workbook, one of them unfinished; and the folder that they lie in."""
+    """A hundred runs with long journals, and those of a small workbook, one unfinished; the folder that they lie in."""
     runs = tmp_path_factory.mktemp("dashboard") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORGE_RUNS", str(runs))
+        many(95)
         yield SimpleNamespace(folder=runs, **chain(episodes=40))
 
 
 @pytest.fixture(scope="module")
-def served(planted, tmp_path_factory):
-    """`forge dashboard` over the planted runs: its process, its address, what it said."""
+def served(planted, browser, tmp_path_factory):
+    """`forge dashboard` over the planted runs: its process, its address, what it said. A spare kernel stands ready."""
     log = tmp_path_factory.mktemp("server") / "stderr"
     environment = {**os.environ, "FORGE_RUNS": str(planted.folder), "FORGE_PROFILE": "smoke", "PYTHONPATH": str(ROOT)}
     with log.open("w") as errors:
@@ -59,29 +64,33 @@ def served(planted, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def opened(served, chromium):
+def opened(served, browser):
     """The page in Chromium, with everything that it asked for; whatever leaves loopback is stopped and kept."""
-    from playwright.sync_api import sync_playwright
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    asked, foreign, complaints = [], [], []
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-        asked, foreign, complaints = [], [], []
+    def watch_over(route):
+        host = urlsplit(route.request.url).hostname
+        (asked if host == "127.0.0.1" else foreign).append(route.request.url)
+        route.continue_() if host == "127.0.0.1" else route.abort()
 
-        def watch_over(route):
-            host = urlsplit(route.request.url).hostname
-            (asked if host == "127.0.0.1" else foreign).append(route.request.url)
-            route.continue_() if host == "127.0.0.1" else route.abort()
+    page.route("**/*", watch_over)
+    page.on("websocket", lambda socket: (asked if "//127.0.0.1:" in socket.url else foreign).append(socket.url))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(served.address, timeout=PATIENCE)
+    page.wait_for_selector("text=Step 2 · reinforcement", timeout=PATIENCE)
+    return SimpleNamespace(page=page, asked=asked, foreign=foreign, complaints=complaints)
 
-        page.route("**/*", watch_over)
-        page.on("websocket", lambda socket: (asked if "//127.0.0.1:" in socket.url else foreign).append(socket.url))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        began = time.monotonic()
-        page.goto(served.address, timeout=PATIENCE)
-        page.wait_for_selector("text=Step 2 · reinforcement", timeout=PATIENCE)
-        seconds = time.monotonic() - began
-        yield SimpleNamespace(page=page, asked=asked, foreign=foreign, complaints=complaints, seconds=seconds)
-        browser.close()
+
+def worked(server: int) -> dict[int, float]:
+    """Processor time in seconds, up to now, of the server, its kernels and the browser of this test."""
+    browsers = [one for one in psutil.Process().children(recursive=True) if "chrom" in one.name()]
+    of_page = [psutil.Process(server), *psutil.Process(server).children(recursive=True), *browsers]
+    found = {}
+    for process in of_page:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[process.pid] = sum(process.cpu_times()[:2])
+    return found
 
 
 def status(address: str) -> tuple[int, str]:
@@ -93,7 +102,9 @@ def status(address: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-@pytest.mark.parametrize("path", ["", "?token=", "?token=wrong", "login", "login?next=%2F", "api/kernels/1-1-1-1-1"])
+@pytest.mark.parametrize(
+    "path", ["", "?token=", "?token=wrong", "login", "login?next=%2F", "api/kernels/1-1-1-1-1", QUERY]
+)
 def test_without_the_token_everything_is_refused(served, path):
     code, body = status(served.root + path)
     assert code == 403 and served.token not in body and "quietstar" not in body
@@ -114,7 +125,38 @@ def test_the_page_opens_with_the_token_and_shows_every_panel(opened):
     live = opened.page.locator(".widget-html")
     assert live.locator("svg.graph").count() == 1 and live.locator("svg.chart").count() >= 4
     assert "import" not in text and "ExecutionError" not in text, "no code, no error"
-    print(f"opened in {opened.seconds:.1f} s, kernel included")
+
+
+def test_a_hundred_runs_open_within_three_seconds_and_are_those_of_now(opened, served, planted, monkeypatch):
+    """In processor time of server, kernels and browser together, from the request until the page can be used: what
+    other work on the machine adds does not count. Measured: 1.3 to 2.0 s, and 1.8 to 2.4 s by the clock at loads of 1
+    to 2 on two cores. The kernel behind the page ran its cells before the last run began."""
+    monkeypatch.setenv("FORGE_RUNS", str(planted.folder))
+    settle(served.process.pid)
+    plant("30_quietstar_bake", losses(3), {"epochs": 77})
+    page = opened.page.context.browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    before, began = worked(served.process.pid), time.monotonic()
+    page.goto(served.address, timeout=PATIENCE)
+    for what in USABLE:
+        page.wait_for_selector(what, timeout=PATIENCE)
+    seconds, after = time.monotonic() - began, worked(served.process.pid)
+    cost = sum(after[pid] - before.get(pid, 0.0) for pid in after)
+    print(f"usable after {seconds:.2f} s, {cost:.2f} s of the processor; load {os.getloadavg()[0]:.1f}")
+    page.wait_for_selector(".widget-html table.runs >> text=0% · 0.03 of 77 epochs", timeout=PATIENCE)
+    assert page.locator(".widget-html table.runs tbody tr").count() == 100
+    page.close(run_before_unload=True)
+    assert cost < 3.0
+
+
+def settle(server: int) -> None:
+    """Wait until the next spare kernel stands ready: until little is done for two seconds."""
+    for _ in range(60):
+        before = worked(server)
+        time.sleep(2)
+        after = worked(server)
+        if sum(after[pid] - before.get(pid, 0.0) for pid in after) < 0.3:
+            return
+    raise AssertionError("the page never comes to rest")
 
 
 def test_a_slider_changes_the_verdict(opened):
@@ -165,13 +207,17 @@ def test_nothing_was_asked_of_anybody_else(opened):
 
 def test_a_closed_page_ends_its_kernel_and_the_server_leaves_nothing_behind(opened, served):
     server = psutil.Process(served.process.pid)
+    settle(served.process.pid)
     kernels = server.children(recursive=True)
-    assert kernels
+    assert len(kernels) == 2, "that of the page, and the spare one"
     assert not any(served.token in " ".join(one.environ().values()) for one in kernels), "the token stays in the server"
     opened.page.unroute_all()
     opened.page.close(run_before_unload=True)
-    gone, alive = psutil.wait_procs(kernels, timeout=60)
-    assert gone and not alive
+    for _ in range(600):
+        gone, alive = psutil.wait_procs(kernels, timeout=0.1)
+        if gone:
+            break
+    assert (len(gone), len(alive)) == (1, 1)
     said = served.log.read_text()
     assert served.token not in said, "no secret in a log"
 
@@ -182,19 +228,31 @@ def test_a_port_that_is_taken_is_said_in_a_sentence(served):
     assert done.returncode == 2 and done.stderr.startswith(f"forge: port {port} of this machine cannot be taken")
 
 
-def test_ctrl_c_ends_the_server_and_its_kernels(planted, chromium):
-    environment = {**os.environ, "FORGE_RUNS": str(planted.folder), "PYTHONPATH": str(ROOT)}
+def test_ctrl_c_ends_the_server_and_its_kernels_without_a_word(planted):
+    mark = {"MARK_OF_THIS_TEST": str(planted.folder)}
     server = subprocess.Popen(
         [*COMMAND, "0"],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "FORGE_RUNS": str(planted.folder), "PYTHONPATH": str(ROOT), **mark},
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore Ctrl-C
     )
     address = server.stdout.readline().split()[-1]
     assert status(address)[0] == 200
-    children = psutil.Process(server.pid).children(recursive=True)
+    assert len(marked(mark)) > 1, "the server, the page's kernel, perhaps the next spare one on its way"
     server.send_signal(signal.SIGINT)
-    assert server.wait(timeout=60) == 0
-    assert children and not psutil.wait_procs(children, timeout=30)[1]
+    said = server.communicate(timeout=60)
+    assert server.returncode == 0 and said == ("", "")
+    assert psutil.wait_procs(marked(mark), timeout=30)[1] == []
+
+
+def marked(mark: dict[str, str]) -> list[psutil.Process]:
+    """The processes that were started with this in their environment, or by one that was."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if mark.items() <= process.environ().items():
+                found.append(process)
+    return found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import nbformat
 import psutil
+from jsonschema import Draft202012Validator
 
 from forgelib.core.artifacts import draft
 from forgelib.core.registry import Registry
+from forgelib.server.openapi import description
 from forgelib.server.processes import MARK
 
 ROOT = Path(__file__).resolve().parents[2]
+TOLD = description()
 TOKEN = "the-token-of-this-test"
 FORGE = [sys.executable, "-c", "from forgelib.cli import main; main()"]
 TAGS = {"profile": "smoke", "seed": 0, "data": "procedural"}
@@ -98,11 +102,23 @@ class Server:
                 status, text = answer.status, answer.read().decode()
         except urllib.error.HTTPError as refusal:
             status, text = refusal.code, refusal.read().decode()
-        return status, json.loads(text) if text.startswith("{") else text
+        said = json.loads(text) if text.startswith("{") else text
+        refuse_undescribed(method, path, status, said)
+        return status, said
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(timeout=60)
+
+
+def refuse_undescribed(method: str, path: str, status: int, said) -> None:
+    """AssertionError where an answer is not one that openapi.json promises. Paths and methods it does not name pass."""
+    for pattern, methods in TOLD["paths"].items():
+        if re.fullmatch(re.sub(r"{\w+}", "[^/]+", pattern), f"/forge/api/{path}") and method.lower() in methods:
+            answers = methods[method.lower()]["responses"]
+            assert str(status) in answers, f"{method} {path} answers {status}, which is not described"
+            (content,) = answers[str(status)]["content"].values()
+            Draft202012Validator({**content["schema"], "components": TOLD["components"]}).validate(said)
 
 
 def wait_for(look, seconds: float = 180):

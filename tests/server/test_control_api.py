@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from serving import TAGS, TOKEN, Server, build_house, plant
+from jsonschema import ValidationError
+from serving import TAGS, TOKEN, Server, build_house, plant, refuse_undescribed
 
 from forgelib.server.routes import ROUTES
 
@@ -42,6 +43,29 @@ def test_every_route_is_there_and_takes_no_other_method(server):
         assert status == 405 and route.method in said["what to do"], route
     assert server.ask("GET", "nothing/here")[0] == 404
     assert server.ask("PUT", "jobs", {})[0] == 405
+
+
+def test_every_route_answers_what_the_description_says(server):
+    """`ask` compares each answer with openapi.json; here every route is asked, rightly and wrongly."""
+    seen = {}
+    for route in ROUTES:
+        bodies = (None, {}, {"profile": "smoke"}, {"x": 1}, {"id": "nobody"}, b"{", b" " * 100_000)
+        for body in bodies if route.method == "POST" else (None,):
+            status, _ = server.ask(route.method, address(route), body)
+            seen.setdefault(route.name, set()).add(status)
+        seen[route.name].add(server.ask(route.method, address(route), None, token="wrong")[0])
+    for name, statuses in seen.items():
+        assert 403 in statuses and statuses <= {200, 403} | {400, 404, 409, 413, 422}, name
+        assert not name.startswith("post") or {400, 413, 422} < statuses, name
+    assert all({403, 200} == seen[name] for name in ("get_jobs", "get_openapi_json", "get_docs"))
+    assert 409 in seen["post_baking_start"] and 404 in seen["post_rl_stop"] and 404 in seen["get_rl_status_id"]
+
+
+def test_an_answer_that_is_not_described_is_seen():
+    refuse_undescribed("GET", "jobs", 200, {"jobs": []})
+    for status, said in ((200, {"jobs": [{}]}), (418, {}), (403, {"error": "without advice"})):
+        with pytest.raises((AssertionError, ValidationError)):
+            refuse_undescribed("GET", "jobs", status, said)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +189,7 @@ def test_descriptions_are_served_and_fetch_nothing(server):
 
 def test_the_server_says_its_address_once_and_its_token_never(server):
     """The token was given by the environment; a generated one is part of the address."""
+    assert server.ask("GET", f"nothing/here?token={TOKEN}", token=None)[0] == 404, "an address may carry it"
     said = server.said.read_text()
     assert TOKEN not in said and SECRET not in said
     assert said.count(f"http://127.0.0.1:{server.port}/forge/api/docs") == 1

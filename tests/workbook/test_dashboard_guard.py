@@ -6,9 +6,11 @@ import socket
 from types import SimpleNamespace
 
 import pytest
+from traitlets.config import Config
 
 from forgelib.workbook import dashboard_page
 from forgelib.workbook.dashboard_page import PAGE, POLICY, PortTaken, SeenKernels, Unsaid, _free
+from forgelib.workbook.execute import ThisPython
 
 
 def test_the_token_never_reaches_a_log_line(caplog):
@@ -47,6 +49,33 @@ def test_a_kernel_ends_when_nobody_has_looked_at_it_for_a_while(monkeypatch):
             for kernel_id in kernels._kernels:
                 await kernels.cull_kernel_if_idle(kernel_id)
             assert ended == (["lost"] if seconds > 60 else [])
+
+    asyncio.run(scene())
+
+
+def test_a_spare_kernel_that_died_is_not_handed_out_empty():
+    filled = []
+
+    class Kernels(SeenKernels):
+        notebook_path = "90"
+
+        def fill_if_needed(self, notebook_name):
+            filled.append(notebook_name)
+
+    async def scene() -> None:
+        kernels = Kernels(kernel_spec_manager=ThisPython(), config=Config({"KernelManager": {"transport": "ipc"}}))
+        kernel_id = await kernels.start_kernel()
+        kernel, spare, other = kernels.get_kernel(kernel_id), asyncio.Future(), asyncio.Future()
+        spare.set_result({"kernel_id": kernel_id})
+        kernels._pools = {"90": [spare, other]}
+        kernel.provisioner.process.kill()
+        for _ in range(1200):
+            await asyncio.sleep(0.1)
+            if filled and kernel.ready.done() and await kernel.is_alive():
+                break
+        assert filled == ["90"] and kernels._pools == {"90": [other]}
+        await kernels.shutdown_all()
+        assert other.cancelled() and kernels._pools == {}, "none is started after the end"
 
     asyncio.run(scene())
 

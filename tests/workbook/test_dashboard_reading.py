@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from planted_runs import chain, finish, gate, losses, plant
+from planted_runs import chain, finish, gate, losses, many, plant
 
 from forgelib.core.loop import Checkpointer, Control
 from forgelib.core.paths import runs_dir
@@ -167,6 +167,32 @@ def test_rate_and_time_left_are_measured_between_looks():
     assert pace.left(at(30), now=30.0) == (2.0, 35.0)
 
 
+def test_the_rate_is_that_of_the_last_minutes_however_long_the_page_is_open():
+    def at(step: float) -> RunFolder:
+        return RunFolder(Path("x"), "31_quietstar_rl", "", {"episodes": 1e6}, {}, {"episode": step}, 0.0, "run", False)
+
+    pace = Pace()
+    done = 0.0
+    for second in range(0, 7200, 2):
+        done += 2 if second < 3600 else 0 if second < 5000 else 10  # at work, paused, at work at five times the rate
+        left = pace.left(at(done), now=float(second))
+        if second == 3598:
+            assert left[0] == pytest.approx(1.0, rel=0.01)
+    assert left == (pytest.approx(5.0, rel=0.01), pytest.approx((1e6 - done) / 5, rel=0.01))
+
+
+def test_a_slow_run_has_a_rate_too():
+    def at(generation: int) -> RunFolder:
+        return RunFolder(
+            Path("x"), "21_evomerge_evolve", "", {"generations": 50}, {}, {"step": generation}, 0.0, "run", False
+        )
+
+    pace, found = Pace(), []
+    for second in range(0, 6000, 10):
+        found.append(pace.left(at(second // 900), now=float(second)))
+    assert [rate for rate, _ in found[90:]] == pytest.approx([1 / 900] * (len(found) - 90))
+
+
 def test_an_empty_runs_folder_has_nothing_and_gets_nothing(watch):
     assert watch.runs == [] and watch.store.artifacts == [] and watch.store.gates() == []
     assert watch.checkpoints() == [] and watch.store.verdicts() == []
@@ -185,6 +211,19 @@ def test_an_unknown_run_is_none_and_a_vanished_one_has_no_records(watch):
     assert watch.records(seen) == []
     watch.look()
     assert watch.runs == []
+
+
+def test_a_journal_that_no_panel_looks_at_any_more_is_forgotten(watch):
+    kept, left = (plant("30_quietstar_bake", losses(n), {"epochs": n}) for n in (3, 5))
+    watch.look()
+    kept, left = (watch.run(run.dir.name) for run in (kept, left))
+    sizes = [run.path.joinpath("metrics.jsonl").stat().st_size for run in (kept, left)]
+    assert [len(watch.records(run)) for run in (kept, left)] == [3, 5] and watch.bytes_read() == sum(sizes)
+    for _ in range(3):
+        watch.look()
+        assert len(watch.records(kept)) == 3
+    assert watch.bytes_read() == sizes[0], "and the other was not read again"
+    assert len(watch.records(left)) == 5
 
 
 def test_folders_that_are_no_run_are_passed_over_and_torn_facts_are_borne(watch):
@@ -298,36 +337,18 @@ def test_the_dashboard_loads_nothing_that_trains():
     assert done.stdout.strip() == "[]", "its page would open seconds later"
 
 
-@pytest.fixture
-def hundred_runs() -> Path:
-    """A hundred folders with 5,000 records each, 150 MB of journals, forty of them finished."""
-    first = plant("31_quietstar_rl", [], {"episodes": 80_000, "n": 0}, "rl/")
-    names = [f"rl/metric_{i}" for i in range(12)]
-
-    def record(step: int) -> dict:
-        return {"step": step, "rl/episode": 16 * step, **{n: 1.0 / (step + i + 1) for i, n in enumerate(names)}}
-
-    first.tracker.path.write_bytes(b"".join(line(**record(step)) for step in range(5000)))
-    runs = [first, *(plant("31_quietstar_rl", [], {"episodes": 80_000, "n": n}, "rl/") for n in range(1, 100))]
-    for run in runs[1:]:
-        shutil.copyfile(first.tracker.path, run.tracker.path)
-    for run in runs[:40]:
-        (run.dir / "metrics.jsonl").rename(run.dir / "kept")
-        finish(run, "quietstar-rl", gate("Reinforcement", 0.9))
-        (run.dir / "kept").rename(run.dir / "metrics.jsonl")
-    return runs_dir()
-
-
 @pytest.mark.slow
-def test_a_hundred_runs_are_on_the_page_in_less_than_three_seconds(hundred_runs, monkeypatch):
-    """In processor time: what other work on the machine adds does not count. Measured: 0.4 s."""
+def test_a_hundred_runs_are_read_and_drawn_within_a_second(monkeypatch):
+    """In processor time: what other work on the machine adds does not count. Measured: 0.4 s for the first view, 0.03 s
+    for each look after it. What a browser adds is measured in tests/browser."""
     from forgelib.workbook import dashboard
 
+    many()
     sent = []
     monkeypatch.setattr(dashboard, "display", lambda *things, **_: sent.extend(things))
     monkeypatch.setattr(dashboard, "publish", lambda *facts, **_: sent.extend(facts))
     began, clock = time.process_time(), time.perf_counter()
-    board = dashboard.Board(hundred_runs, dashboard.Dashboard())
+    board = dashboard.Board(runs_dir(), dashboard.Dashboard())
     for panel in ("overview", "brake", "curves", "phase3", "token_usage", "theater", "gates", "ancestors", "compare"):
         getattr(board, panel)()
     board.machine()
@@ -336,4 +357,10 @@ def test_a_hundred_runs_are_on_the_page_in_less_than_three_seconds(hundred_runs,
     assert len(board.watch.runs) == 100 and "metric 11" in board.panels["curves"].twin()
     size = board.watch.runs[0].path.joinpath("metrics.jsonl").stat().st_size
     assert size > 1_000_000 and board.watch.bytes_read() <= 2 * size, "two journals are looked at, two are read"
-    assert took < 3.0
+    assert took < 1.0
+    began = time.process_time()
+    for _ in range(10):
+        board.look()
+    look = (time.process_time() - began) / 10
+    print(f"each look after it: {look:.3f} s of the processor")
+    assert look < took / 4, "a page that is open costs little"

@@ -3,7 +3,6 @@
 import http.server
 import json
 import re
-import shutil
 import subprocess
 import threading
 
@@ -250,12 +249,6 @@ def test_figures_keep_their_ids_apart():
 )
 def test_numbers_as_people_read_them(value, text):
     assert number(value) == text
-
-
-@pytest.fixture
-def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    return found or pytest.skip("no Chromium here: the look of a report in a browser is not checked")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import zlib
 from pathlib import Path
 
@@ -22,19 +21,6 @@ CHECK = {"name": "halting", "measured": 0.41, "threshold": 0.3, "op": ">", "pass
 #: Everything that is wider than a phone: rows of many columns, hashes, formulas, code, output, pictures.
 PROSE = "# Wide\n\n" + "| a | b |\n|---|---|\n| " + "word " * 20 + " | `" + HASH + "` |\n\n$$" + "x + " * 16 + "y$$\n"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="800" height="80"><rect width="800" height="80" id="r"/></svg>'
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not found:
-        pytest.skip("no Chromium here: reports on a phone and on paper are not checked")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,18 +84,72 @@ def test_no_knob_of_any_notebook_is_named_like_a_secret():
     assert "model_dump" in publish.provenance.__code__.co_names
 
 
-@pytest.mark.slow
-def test_papermill_by_hand_refuses_it_and_says_what_to_delete(tmp_path):
-    value = "5ecre7" + "f3c0ffee" * 4
-    command = [sys.executable, "-m", "papermill", "00_environment.ipynb", str(tmp_path / "out.ipynb")]
-    done = subprocess.run(
-        [*command, "-p", "HF_TOKEN", value],
+VALUE = "sk-5ecre7" + "f3c0ffee" * 4
+
+
+def papermill(command: list[str], *given: str, **environment: str) -> subprocess.CompletedProcess:
+    """papermill by hand, from the folder of the notebooks."""
+    return subprocess.run(
+        [sys.executable, *command, *given],
         cwd=ROOT / "notebooks",
-        env={**os.environ, "FORGE_PROFILE": "smoke"},
+        env={**os.environ, "FORGE_PROFILE": "smoke", **environment},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+@pytest.fixture
+def announced(tmp_path) -> str:
+    """A PYTHONPATH on which papermill finds what pyproject.toml announces to it, as in an installed package."""
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["papermill.engine"]
+    info = tmp_path / "path" / "announced_here-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: announced-here\nVersion: 0\n")
+    lines = "".join(f"{name} = {place}\n" for name, place in points.items())
+    (info / "entry_points.txt").write_text(f"[papermill.engine]\n{lines}")
+    return os.pathsep.join(filter(None, [str(info.parent), str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["-p", "api_key", VALUE],
+        ["-p", "rows", "20", "-r", "HF_TOKEN", VALUE],
+        ["-y", f"{{password: {VALUE}}}"],
+        ["-p", "reasoning_file", f"{VALUE}.jsonl"],
+    ],
+    ids=["name", "raw", "yaml", "value"],
+)
+def test_papermill_by_hand_writes_no_key_anywhere(given, announced, tmp_path):
+    command = ["-m", "papermill", "30_quietstar_bake.ipynb", str(tmp_path / "out.ipynb")]
+    done = papermill(command, *given, PYTHONPATH=announced, OPENROUTER_API_KEY=VALUE)
+    assert done.returncode == 1 and "Nothing was written. Keys and passwords are read from" in done.stderr
+    assert "Traceback" not in done.stderr and VALUE not in done.stdout + done.stderr
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_other_parameters_become_the_cell_that_papermill_would_make():
+    from papermill.translators import PythonTranslator
+
+    from forgelib.workbook.papermill_guard import Keyless
+
+    for model in params.MODELS.values():
+        values = {name: field.default for name, field in model.model_fields.items()}
+        assert Keyless.codify(values) == PythonTranslator.codify(values)
+
+
+@pytest.mark.slow
+def test_where_papermill_is_not_guarded_the_notebook_refuses_and_says_what_to_delete(tmp_path):
+    """A papermill of another environment: the first cell that looks at the parameters comes after the writing."""
+    code = (
+        "import sys, papermill.__main__ as command\n"
+        "from papermill.translators import PythonTranslator, papermill_translators\n"
+        "papermill_translators.register('python', PythonTranslator)\n"
+        "command.papermill()"
+    )
+    done = papermill(["-c", code, "00_environment.ipynb", str(tmp_path / "out.ipynb")], "-p", "HF_TOKEN", VALUE)
     assert done.returncode == 1 and "HF_TOKEN: there is no such parameter" in done.stderr
     assert "already written the value to its output notebook" in done.stderr
-    assert value not in done.stdout + done.stderr
+    assert VALUE not in done.stdout + done.stderr
