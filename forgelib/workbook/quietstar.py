@@ -30,7 +30,7 @@ from forgelib.phases.abtest import ABConfig, ab_test
 from forgelib.phases.bake import bake
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import abtest, phase3
-from forgelib.workbook.command_folder import flat_settings, same_question
+from forgelib.workbook.command_folder import flat_settings, free_folder, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import ParameterError, QuietBake, resolve
 from forgelib.workbook.remembering import Remembering
@@ -78,8 +78,7 @@ def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
     """
     p = settings(asked.config)
     _place(asked.model)
-    if asked.out.exists() and any(asked.out.iterdir()) and not asked.resume:
-        raise ParameterError(f"{asked.out} holds something already: give --resume to go on there, or another folder")
+    free_folder(asked.out, asked.resume)
     words = vocabulary(p.vocabulary)
     _check(asked, p, words)
     if not (asked.out / "model").is_dir():
