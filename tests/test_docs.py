@@ -128,7 +128,7 @@ def test_the_first_screen_of_the_readme_leads_to_a_report():
     commands = [line for line in first if re.match(r"(make|git|cd|\.venv|python|pip|forge)\b", line)]
     assert commands[0].startswith("make run") and len(commands) <= 3
     text = " ".join(first)
-    for word in ("reports/index.html", "python3", "GB of memory", "minutes"):
+    for word in ("reports/index.html", "python3", "GB of memory", "hour", "minutes"):
         assert word in text, word
 
 

@@ -1,4 +1,4 @@
-"""What `forge bake-quietstar` and `forge quantize` share: a flat file of settings, and a folder that is gone on in."""
+"""What commands share that work in a folder of their own: a flat file of settings, and a folder that is gone on in."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,9 @@ from pathlib import Path
 import yaml
 
 from forgelib.workbook.params import ParameterError
+
+#: What a command was asked when it began its folder.
+QUESTION = "asked.json"
 
 
 def flat_settings(file: Path | None) -> dict[str, object]:
@@ -21,9 +24,22 @@ def flat_settings(file: Path | None) -> dict[str, object]:
     return {str(name): value for name, value in given.items()}
 
 
+def no_file(out: Path) -> None:
+    """Raises ParameterError where the folder to write to is a file."""
+    if out.exists() and not out.is_dir():
+        raise ParameterError(f"--out {out}: is a file; name a folder, which need not be there yet")
+
+
+def free_folder(out: Path, resume: bool) -> None:
+    """Raises ParameterError where the folder to write to is a file, or holds something and is not to be gone on in."""
+    no_file(out)
+    if not resume and out.is_dir() and any(out.iterdir()):
+        raise ParameterError(f"{out} holds something already: give --resume to go on there, or another folder")
+
+
 def same_question(folder: Path, facts: dict) -> None:
     """Note in the folder what is asked. Raises ParameterError where it was begun with something else."""
-    file = folder / "asked.json"
+    file = folder / QUESTION
     if file.is_file() and (known := json.loads(file.read_text())) != facts:
         changed = [name for name in facts if known.get(name) != facts[name]]
         raise ParameterError(f"{folder} was begun with another {', '.join(changed)}: choose another folder")

@@ -6,6 +6,7 @@ OUT/standing.json    champion, parents, plain mean and ensemble on rows that the
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +22,9 @@ from forgelib.merge import MergeRefused, check_parents, linear
 from forgelib.phases.evomerge import EvolutionConfig
 from forgelib.phases.ledger import Ledger
 from forgelib.phases.workshop import Plan, Workshop, load_config
-from forgelib.workbook.command_folder import same_question
+from forgelib.workbook.command_folder import no_file, same_question
 from forgelib.workbook.console import watched
-from forgelib.workbook.contest import contenders, save_champion, standing
+from forgelib.workbook.contest import Standing, contenders, save_champion, standing
 from forgelib.workbook.phase2 import LEDGER, STRATEGIES, Family, choose, population, texts_of, unseen_rows
 from forgelib.workbook.tables import number
 
@@ -53,6 +54,7 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
     Started again with the same options it goes on where it was. Raises MergeRefused before any work where the models do
     not fit together or have no tokenizer.
     """
+    _refuse_folders(asked)
     config_of = [load_config(folder) for folder in asked.models if (folder / "config.json").is_file()]
     dials = getattr(config_of[0], "dials", ()) if config_of else ()
     weights = check_parents(list(asked.models), asked.trunk, may_differ=dials)
@@ -61,7 +63,7 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
     _same_question(asked)
     trunk = asked.trunk or _mean_as_trunk(asked, weights, say)
     parents = Family(_named(asked.models), trunk, [])
-    seen, chosen_by, unseen = _splits(asked, tokenizer)
+    seen, chosen_by, unseen = _splits(asked, tokenizer, say)
     plan = Plan(tuple(map(str, asked.models)), str(trunk), seen)
     n_layers = config_of[0].num_hidden_layers
     _search(asked, plan, n_layers, say)
@@ -69,11 +71,29 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
         champion, _ = choose(Ledger(asked.out / LEDGER), measure, len(asked.models), n_layers)
     judge = Workshop(replace(plan, texts=unseen))
     found = standing(judge, contenders(judge, champion, parents), asked.seed)
+    say(f"  {'on rows that the search never saw':32}  fitness  95% interval")
     for row in found.rows():
         say(f"  {row['model']:32} {number(row['fitness']):>8}  [{number(row['low'])}, {number(row['high'])}]")
+    say(_lead(found, parents.names))
     (asked.out / "standing.json").write_text(json.dumps(found.rows(), indent=1))
     save_champion(judge, champion, tokenizer, asked.out / "champion")
     return asked.out / "champion"
+
+
+def _refuse_folders(asked: Asked) -> None:
+    no_file(asked.out)
+    places = [folder.resolve() for folder in asked.models]
+    for folder, place in zip(asked.models, places, strict=True):
+        if places.count(place) > 1:
+            raise MergeRefused(f"{folder} is named more than once: a parent counts once, give others beside it")
+
+
+def _lead(found: Standing, parents: list[str]) -> str:
+    """One line: is the champion worth more than the best of those it was made from?"""
+    best = found.best(parents)
+    lead, (low, high) = found.lead("champion", best)
+    verdict = "a lead" if low > 0 else "no lead shown"
+    return f"champion over the best parent ({best}): {number(lead)}  [{number(low)}, {number(high)}], {verdict}"
 
 
 def _named(folders: tuple[Path, ...]) -> dict[str, Path]:
@@ -99,14 +119,16 @@ def _population(asked: Asked, plan: Plan):
     return population(plan, asked.workers, "ray" if asked.ray else "local")
 
 
-def _splits(asked: Asked, tokenizer) -> tuple[Texts, Texts, Texts]:
+def _splits(asked: Asked, tokenizer, say: Callable[[str], object]) -> tuple[Texts, Texts, Texts]:
     """Rows to search on, further ones to choose among the finalists by, and test rows that neither sees."""
-    seen, chosen_by, unseen = [], [], []
+    seen, chosen_by, unseen, sources = [], [], [], Counter()
     both = asked.search_rows + asked.selection_rows
     for name in CATALOGUE:
-        rows = load_rows(name, "heldout", source=asked.data, limit=both, seed=asked.seed).examples
-        seen += rows[: asked.search_rows]
-        chosen_by += rows[asked.search_rows :]
+        rows = load_rows(name, "heldout", source=asked.data, limit=both, seed=asked.seed)
+        sources[rows.source] += 1
+        seen += rows.examples[: asked.search_rows]
+        chosen_by += rows.examples[asked.search_rows :]
+    say(f"measured on {len(CATALOGUE)} datasets: {', '.join(f'{n} {source}' for source, n in sources.items())}")
     prompts = {example.prompt for example in (*seen, *chosen_by)}
     for name, spec in CATALOGUE.items():
         if not spec.optional:

@@ -39,7 +39,7 @@ from forgelib.quant import (
     save_packed,
     sizes,
 )
-from forgelib.workbook.command_folder import flat_settings, same_question
+from forgelib.workbook.command_folder import flat_settings, free_folder, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import SECRET, ParameterError
 from forgelib.workbook.quantize_rows import Found, Material, enough_right, material, pad_of
@@ -101,8 +101,7 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
     model that cannot be read, an export that could not be read where it is meant for, a folder that is taken.
     """
     p = settings(asked)
-    if asked.out.exists() and any(asked.out.iterdir()) and not asked.resume:
-        raise ParameterError(f"{asked.out} holds something already: give --resume to go on there, or another folder")
+    free_folder(asked.out, asked.resume)
     model, tokenizer = load_any(asked.model, "cpu")
     parent = copy.deepcopy(model).eval().requires_grad_(False)
     config = QuantizeConfig(Rounding(p.per_row, p.threshold), put_back=p.put_back)

@@ -30,7 +30,7 @@ from forgelib.phases.abtest import ABConfig, ab_test
 from forgelib.phases.bake import bake
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import abtest, phase3
-from forgelib.workbook.command_folder import flat_settings, same_question
+from forgelib.workbook.command_folder import flat_settings, free_folder, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import ParameterError, QuietBake, resolve
 from forgelib.workbook.remembering import Remembering
@@ -78,9 +78,9 @@ def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
     """
     p = settings(asked.config)
     _place(asked.model)
-    if asked.out.exists() and any(asked.out.iterdir()) and not asked.resume:
-        raise ParameterError(f"{asked.out} holds something already: give --resume to go on there, or another folder")
+    free_folder(asked.out, asked.resume)
     words = vocabulary(p.vocabulary)
+    _check_device(asked.device)
     _check(asked, p, words)
     if not (asked.out / "model").is_dir():
         _bake(asked, p, words, say)
@@ -104,6 +104,9 @@ def _bake(asked: Asked, p: QuietBake, words: Vocabulary, say: Callable[[str], ob
     say(f"{len(added.new)} thinking tokens added; {len(rows.train)} rows to bake, {len(rows.skipped)} skipped")
     for line in rows.skipped[:10]:
         say(f"  {line}")
+    if asked_of:
+        sources = ", ".join(sorted({question.source for question in asked_of}))
+        say(f"{len(asked_of)} unseen questions of {asked.dataset}, {sources}")
     before = _measured(model, tokenizer, words, rows, asked_of, p)
     config, checkpoints = phase3.bake_config(p), asked.out / "checkpoints"
     checkpointer = Checkpointer(checkpoints, every_seconds=p.checkpoint_every_seconds)
@@ -116,11 +119,21 @@ def _bake(asked: Asked, p: QuietBake, words: Vocabulary, say: Callable[[str], ob
             say(f"  step {record['step'] + 1}: loss {record['loss']:.3f}, right {record['accuracy_overall']:.3f}")
     after = _measured(model, tokenizer, words, rows, asked_of, p)
     report = _report(p, rows, before, after)
+    say("  right answers            before -> after  [95% interval]")
     for line in report["right answers"]:
         say(f"  {line['of']:24} {line['before']:.3f} -> {line['after']:.3f}  [{line['low']:.3f}, {line['high']:.3f}]")
     _write_report(asked, report)
     _save(model, tokenizer, asked.out / "model")
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _check_device(name: str) -> None:
+    """Raises ParameterError where torch has no such device on this machine."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ParameterError(f"--device {name}: cannot be used here ({why}); cpu always can") from None
 
 
 def _check(asked: Asked, p: QuietBake, words: Vocabulary) -> None:
@@ -130,7 +143,8 @@ def _check(asked: Asked, p: QuietBake, words: Vocabulary) -> None:
     try:
         _ab_config(asked, p, asked.ab_samples)
     except ValueError as error:
-        raise ParameterError(f"--ab-samples, --ab-rounds, --ab-thoughts, --ab-improvement: {error}") from None
+        why = str(error).partition(": ABConfig")[0]
+        raise ParameterError(f"--ab-samples, --ab-rounds, --ab-thoughts, --ab-improvement: {why}") from None
     if asked.dataset:
         check_rows(_ab_rows(asked, p, words), 1, abtest.comparison(asked.dataset))
 
@@ -226,6 +240,8 @@ def _place(path: Path) -> tuple[Path, dict[str, str]]:
     """The folder to read from, and the GGUF file in it where it is one."""
     if path.is_file() and path.suffix == ".gguf":
         return path.parent, {"gguf_file": path.name}
+    if (path / "packed.json").is_file():
+        raise ParameterError(f"--model {path}: is packed already; forgelib.quant.load_packed reads it")
     if (path / "config.json").is_file():
         return path, {}
     raise ParameterError(f"--model {path}: is neither a folder with a config.json nor a .gguf file")

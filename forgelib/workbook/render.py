@@ -23,6 +23,10 @@ SVG_ID = re.compile(r'\bid="([^"]+)"')
 SVG_REFERENCE = re.compile(r'(url\(#|xlink:href="#|href="#)')
 #: What the converter passes through where it does not understand: unknown commands, stray braces, stray columns.
 LEFT_OVER = re.compile(r">[^<]*(\\|[{}]|&(?![#\w]+;))[^<]*<")
+#: Characters of a code cell's first line that its fold shows.
+LABEL = 80
+#: Characters from which on a text that is the same in all rows of a table is said once, below it.
+SAID_ONCE = 24
 CODE_FORMAT = HtmlFormatter(nowrap=True, style="friendly")
 
 
@@ -77,7 +81,8 @@ def code_css() -> str:
 
 def code(source: str) -> str:
     """A code cell, folded; its first comment or line is the fold's label."""
-    label = "code · " + source.strip().splitlines()[0].lstrip("# ")[:80]
+    first = source.strip().splitlines()[0].lstrip("# ")
+    label = "code · " + (first if len(first) <= LABEL else first[: LABEL - 1].rstrip() + "…")
     body = highlight(source, PythonLexer(), CODE_FORMAT)
     return f"<details class='code'><summary>{html.escape(label)}</summary><pre><code>{body}</code></pre></details>"
 
@@ -114,14 +119,31 @@ def output(out: Mapping[str, Any], anchor: str) -> str:
     if "image/png" in data:
         return f'<figure><img alt="" src="data:image/png;base64,{_png(data["image/png"])}"></figure>'
     if "text/html" in data:
-        return f'<div class="scroll">{ACTIVE.sub("", data["text/html"])}</div>'
+        return _caption(fact) + _scrolled(ACTIVE.sub("", data["text/html"]))
     if "text/markdown" in data:
         return markdown(data["text/markdown"])
     return _text(data.get("text/plain", ""))
 
 
+def _caption(fact: Mapping[str, Any]) -> str:
+    """What a published table is of, above it: the name that the notebook published it under."""
+    told = "rows" in fact or "pairs" in fact
+    return f'<p class="caption">{html.escape(fact["kind"])}</p>' if told else ""
+
+
 def _scrolled(table: str) -> str:
     return f'<div class="scroll">{table}</div>'
+
+
+def _sources(fact: Mapping[str, Any]) -> str:
+    """Where rows came from; a long text that is the same in every row is said once, below the table."""
+    rows = fact["rows"]
+    columns = fact.get("columns") or (list(rows[0]) if rows else [])
+    same = {name: rows[0][name] for name in columns if len(rows) > 1 and len({str(row[name]) for row in rows}) == 1}
+    told = {name: text for name, text in same.items() if isinstance(text, str) and len(text) > SAID_ONCE}
+    table = tables.table(rows, [name for name in columns if name not in told])
+    notes = "".join(f'<p class="meta">{html.escape(f"{name}, all rows: {text}")}</p>' for name, text in told.items())
+    return f'{_caption(fact)}<div class="scroll wide">{table}</div>{notes}'
 
 
 def _provenance(fact: Mapping[str, Any]) -> str:
@@ -134,6 +156,7 @@ SHOWN = {
     "gate": tables.gate,
     "progress": lambda fact: f'<p class="progress">{html.escape(fact["line"])}</p>',
     "provenance": _provenance,
+    "sources": _sources,
     "artifact": lambda fact: _scrolled(tables.pairs([("artifact", fact["name"]), ("sha256", fact["digest"])])),
 }
 

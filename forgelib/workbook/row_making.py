@@ -11,6 +11,7 @@ from forgelib.data.local_teacher import LocalTeacherConfig, write_with_local_mod
 from forgelib.data.openrouter import MODELS, OpenRouterConfig, write_with_openrouter
 from forgelib.data.prepare import load_rows
 from forgelib.data.traces import procedural_rows
+from forgelib.workbook.command_folder import QUESTION, no_file, same_question
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.stages import Stages
 
@@ -39,6 +40,7 @@ def make_rows(asked: Asked, say: Callable[[str], object]) -> Path:
 
     Raises ParameterError for an unknown maker or a missing model, and DataError as the makers do.
     """
+    no_file(asked.out)
     if asked.maker not in MAKERS:
         raise ParameterError(f"--maker {asked.maker}: must be one of {', '.join(MAKERS)}")
     if (asked.maker == "local") != (asked.model is not None):
@@ -48,6 +50,16 @@ def make_rows(asked: Asked, say: Callable[[str], object]) -> Path:
         asked.maker
     ](asked, words, say)
     return asked.out / ROWS
+
+
+def _made_anew(asked: Asked) -> None:
+    """Open the folder of a maker that makes all its rows anew. Raises ParameterError where it would write over the rows
+    of another maker, seed, vocabulary or difficulty."""
+    if (asked.out / ROWS).exists() and not (asked.out / QUESTION).exists():
+        raise ParameterError(f"{asked.out} holds rows of another maker, not written over: choose another --out")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    names = ("maker", "vocabulary", "difficulty", "seed")
+    same_question(asked.out, {name: getattr(asked, name) for name in names})
 
 
 class Told:
@@ -65,7 +77,7 @@ class Told:
 def _procedural(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> None:
     levels = range(1, asked.difficulty + 1)
     rows = procedural_rows(asked.rows, words, seed=asked.seed, strategies=tuple(words.tag_of), difficulties=levels)
-    asked.out.mkdir(parents=True, exist_ok=True)
+    _made_anew(asked)
     write_rows(asked.out / ROWS, rows)
     say(f"{len(rows)} rows, every line checked")
 
@@ -74,7 +86,7 @@ def _worked(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> No
     rows = worked_rows(load_rows(WORKED, "train", source="real", limit=asked.rows, seed=asked.seed).examples, words)
     if not rows:
         raise DataError(f"{WORKED}: no row comes with a worked solution")
-    asked.out.mkdir(parents=True, exist_ok=True)
+    _made_anew(asked)
     write_rows(asked.out / ROWS, rows)
     say(f"{len(rows)} rows of {WORKED}, as its authors wrote them")
 

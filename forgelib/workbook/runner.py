@@ -132,7 +132,7 @@ def _run_or_reuse(step: Step, key: str, asked: Mapping[str, Any], folder: Path, 
         error = f"{step.name}, cell {failure.cell} ({failure.opening}): {failure.reason}"
         _write_record(folder, step, {"status": "failed", "seconds": time.time() - began, "error": failure.reason})
         console.end("failed")
-        raise RunFailed(f"{error}\nThe executed notebook: {output}\nRun the same command again to go on.") from None
+        raise RunFailed(f"{error}\nThe executed notebook: {output}\n{_what_next(failure.reason)}") from None
     facts = list(published(done))
     red = [fact["name"] for fact in facts if fact["kind"] == "gate" and not fact["passed"]]
     record = {
@@ -147,6 +147,13 @@ def _run_or_reuse(step: Step, key: str, asked: Mapping[str, Any], folder: Path, 
     }
     _write_record(folder, step, record)
     console.end(f"done; gate not passed: {', '.join(red)}" if red else "done")
+
+
+def _what_next(reason: str) -> str:
+    """An input that is missing was left out by --only: the steps are in order, and the whole run makes it."""
+    if reason.startswith("MissingInput"):
+        return "`forge run` with the same options, without --only, makes what is missing and goes on."
+    return "Once that is mended, the same command goes on from here."
 
 
 def commit() -> str:

@@ -62,6 +62,7 @@ def test_three_llamas_make_a_champion_that_reloads_and_a_search_that_continues(f
     assert evo(monkeypatch, folders, tmp_path / "out") == 0, capsys.readouterr()
     said = capsys.readouterr().out
     assert "champion" in said and "ended: all generations done" in said
+    assert "measured on 16 datasets: 16 procedural" in said and "champion over the best parent (" in said
     champion = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "champion")
     assert all(bool(p.isfinite().all()) for p in champion.parameters())
     standing = {row["model"]: row for row in json.loads((tmp_path / "out" / "standing.json").read_text())}
@@ -93,6 +94,7 @@ def test_what_cannot_be_merged_is_refused_before_any_work(folders, tmp_path, mon
     assert "at least two" in refusal(monkeypatch, capsys, folders, out, models=("a",))
     assert "at least two" in refusal(monkeypatch, capsys, folders, out, models=())
     assert "missing" in refusal(monkeypatch, capsys, folders, out, models=("a", "nowhere"))
+    assert "named more than once" in refusal(monkeypatch, capsys, folders, out, models=("a", "b", "b/../a"))
     assert "--strategy" in refusal(monkeypatch, capsys, folders, out, "--strategy", "luck")
 
     broken = tmp_path / "broken"

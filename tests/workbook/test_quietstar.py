@@ -66,6 +66,7 @@ def test_a_model_goes_in_and_a_model_that_was_baked_comes_out(given, kind, monke
     records = [json.loads(line) for line in (asked.out / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == 10 and records[-1]["baking/loss"] < records[0]["baking/loss"]
     assert "12 thinking tokens added; 40 rows to bake, 0 skipped" in told[0]
+    assert "5 unseen questions of gsm8k, procedural" in told[1], "generated questions are not passed off as real ones"
     section = report["A/B test"]
     assert section["on"] == "gsm8k" and section["samples"] == 4 and section["left out"] == 0
     for against in ("against itself at once", "against the model before baking"):
@@ -211,11 +212,22 @@ def test_problems_that_do_not_fit_the_context_are_left_out_and_counted(given, mo
     assert "A/B test not run: 0 of 20 problems fit" in told[-1]
 
 
+def test_a_device_that_is_not_here_and_a_packed_folder_are_refused_before_any_work(given):
+    asked = given()
+    with pytest.raises(ParameterError, match="--device abacus: cannot be used here"):
+        bake_quietstar(replace(asked, device="abacus"), lambda line: None)
+    (asked.model / "packed.json").write_text("{}")
+    with pytest.raises(ParameterError, match="is packed already"):
+        bake_quietstar(asked, lambda line: None)
+    assert not asked.out.exists()
+
+
 @pytest.mark.parametrize("given_ab", [{"ab_rounds": 0}, {"ab_samples": 1}, {"ab_thoughts": 1}, {"ab_improvement": 1.0}])
 def test_an_ab_test_that_tests_nothing_is_refused_before_any_work(given, given_ab):
     asked = replace(given(), **given_ab)
-    with pytest.raises(ParameterError, match="--ab-samples, --ab-rounds, --ab-thoughts, --ab-improvement: "):
+    with pytest.raises(ParameterError, match="--ab-samples, --ab-rounds, --ab-thoughts, --ab-improvement: ") as caught:
         bake_quietstar(asked, lambda line: None)
+    assert "ABConfig" not in str(caught.value), "people wrote options, no such thing"
     with pytest.raises(ValueError, match="row 0 has no answer"):
         bake_quietstar(replace(given(), dataset="wikitext"), lambda line: None)
     assert not asked.out.exists()

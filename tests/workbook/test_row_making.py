@@ -44,3 +44,25 @@ def test_rows_of_a_dataset_with_worked_solutions(tmp_path, monkeypatch, real_dat
     monkeypatch.setenv("FORGE_DATASETS", str(real_datasets))
     path = make_rows(asked(tmp_path / "mine", maker="dataset"), lambda line: None)
     assert len(read_rows(path, vocabulary("forge-12"))[0]) == 30
+
+
+def test_rows_that_others_made_are_not_written_over(tmp_path):
+    paid = tmp_path / "paid"
+    paid.mkdir()
+    (paid / "rows.jsonl").write_text("bought\n")
+    with pytest.raises(ParameterError, match="rows of another maker"):
+        make_rows(asked(paid), lambda line: None)
+    assert (paid / "rows.jsonl").read_text() == "bought\n"
+
+    path = make_rows(asked(tmp_path / "mine"), lambda line: None)
+    with pytest.raises(ParameterError, match="begun with another seed"):
+        make_rows(asked(tmp_path / "mine", seed=4), lambda line: None)
+    make_rows(asked(tmp_path / "mine", rows=40), lambda line: None)
+    assert len(read_rows(path, vocabulary("forge-12"))[0]) == 40, "more of the same rows are no other question"
+
+
+def test_a_file_where_a_folder_is_asked_for_is_named(tmp_path):
+    (tmp_path / "mine").write_text("notes")
+    with pytest.raises(ParameterError, match="is a file; name a folder"):
+        make_rows(asked(tmp_path / "mine"), lambda line: None)
+    assert (tmp_path / "mine").read_text() == "notes"

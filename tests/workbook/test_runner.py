@@ -13,7 +13,7 @@ from forgelib.workbook import plan, runner
 from forgelib.workbook.console import Console
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.plan import Step, notebook_digest, select, step_keys
-from forgelib.workbook.runner import RunFailed, executed_dir, read_record, run_plan
+from forgelib.workbook.runner import RunFailed, _what_next, executed_dir, read_record, run_plan
 
 SMOKE = {"profile": "smoke"}
 
@@ -223,6 +223,11 @@ def test_a_failure_names_notebook_cell_and_error_and_keeps_the_notebook(house, w
     path.write_text(path.read_text().replace("1 / 0", "1 / 1"))
     run_plan(SMOKE)
     assert read_record(folder, Step("00_environment"))["status"] == "finished"
+
+
+def test_a_failure_says_how_to_go_on():
+    assert "without --only" in _what_next("MissingInput: there is no cognate-parents")
+    assert "the same command goes on" in _what_next("ZeroDivisionError: division by zero")
 
 
 @pytest.mark.slow
