@@ -75,18 +75,18 @@ class Told:
 
 
 def _procedural(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> None:
+    _made_anew(asked)
     levels = range(1, asked.difficulty + 1)
     rows = procedural_rows(asked.rows, words, seed=asked.seed, strategies=tuple(words.tag_of), difficulties=levels)
-    _made_anew(asked)
     write_rows(asked.out / ROWS, rows)
     say(f"{len(rows)} rows, every line checked")
 
 
 def _worked(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> None:
+    _made_anew(asked)
     rows = worked_rows(load_rows(WORKED, "train", source="real", limit=asked.rows, seed=asked.seed).examples, words)
     if not rows:
         raise DataError(f"{WORKED}: no row comes with a worked solution")
-    _made_anew(asked)
     write_rows(asked.out / ROWS, rows)
     say(f"{len(rows)} rows of {WORKED}, as its authors wrote them")
 
