@@ -87,6 +87,8 @@ def progress_bar(run: RunFolder, pace: Pace) -> str:
     if progress is None:
         return f"step {run.last['step']}" if run.last else '<span class="soft">no record</span>'
     done, total, unit = progress
+    if run.finished and done < total:
+        return f"ended at {tables.number(round(done, 2))} of {tables.number(total)} {text(unit)}"
     share = max(0.0, min(1.0, done / total))
     told = f"{share:.0%} · {tables.number(round(done, 2))} of {tables.number(total)} {unit}"
     if left := pace.left(run):
@@ -141,9 +143,9 @@ def phase3_cards(latest: Mapping[str, tuple[RunFolder, Sequence[dict]] | None], 
 def _figure(records: Sequence[dict], name: str) -> str:
     line = points(records, name)
     told = _value(line[-1][1]) if line else "not run"
-    drawn = chart({name: line}, 500, 96) if len(line) > 1 else ""
+    drawn = chart({name: line}, 400, 92) if len(line) > 1 else ""
     head = f"<figcaption>{name.replace('_', ' ')} <b>{text(told)}</b></figcaption>"
-    return f'<figure data-metric="{name}">{head}{drawn}</figure>'
+    return f'<figure class="wide" data-metric="{name}">{head}{drawn}</figure>'
 
 
 def usage_bars(run: RunFolder | None, records: Sequence[dict]) -> str:
@@ -159,7 +161,7 @@ def usage_bars(run: RunFolder | None, records: Sequence[dict]) -> str:
             f'<td class="soft">target above {target:.0%}</td><td class="{word}">{word}</td></tr>'
         )
     of = f'<p class="soft">{text(run.short)}, at its last look</p>' if run else ""
-    return f'{of}<div class="scroll"><table class="forge"><tbody>{"".join(lines)}</tbody></table></div>'
+    return f'{of}<div class="scroll"><table class="forge bars"><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def bar_row(name: str, found: Any, threshold: float) -> str:

@@ -44,7 +44,7 @@ class Menu:
     def __init__(self, description: str, latest: str):
         self.latest = latest
         self.widget = widgets.Dropdown(options=[(latest, LATEST)], value=LATEST, description=description)
-        self.widget.layout.width, self.widget.layout.max_width = "100%", "34rem"
+        self.widget.layout.width, self.widget.layout.max_width = "calc(100% - 4px)", "34rem"
 
     @property
     def value(self) -> str:
@@ -133,9 +133,9 @@ class Compare:
             for name, run in (("A", a), ("B", b))
         )
         lines = {name: points(of, metric) for name, of in records.items()} if metric else {}
-        drawn = chart(lines, 640, 230, points=self.most) if lines else '<p class="soft">they share no metric</p>'
+        drawn = chart(lines, 500, 190, points=self.most) if lines else '<p class="soft">they share no metric</p>'
         head = f"<figcaption>{shown.text(metric.replace('_', ' '))}</figcaption>"
-        return f"{told}<figure>{head}{drawn}</figure>{shown.difference_table(a, b)}"
+        return f'{told}<figure class="wide">{head}{drawn}</figure>{shown.difference_table(a, b)}'
 
     def twin(self) -> str:
         return self.html.value
@@ -168,7 +168,7 @@ class Brake:
     def __init__(self, watch: Watch):
         self.watch = watch
         self.menu, self.said = Menu("run", "the latest unfinished run"), widgets.HTML()
-        self.buttons = {wish: widgets.Button(description=wish) for wish in WISHES}
+        self.buttons = {wish: widgets.Button(description=wish, layout=widgets.Layout(width="6rem")) for wish in WISHES}
         for wish, button in self.buttons.items():
             button.on_click(lambda _button, wish=wish: self.ask(wish))
         row = widgets.HBox(list(self.buttons.values()), layout=widgets.Layout(flex_flow="row wrap"))

@@ -14,7 +14,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 Points = Sequence[tuple[float, float]]
 #: Room for the labels beside the axes, in pixels: left, right, top, bottom.
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 18
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 104, 50, 26, 14
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 112, 50, 26, 14
 LETTERS = 16  # of a name's line in a box
 
 
@@ -61,12 +61,13 @@ class _Place:
     def axes(self) -> str:
         """Frame and the extremes: of the values at the left, of the steps below."""
         left, right, top, bottom = self.left, self.right, self.top, self.bottom
-        values = _label(self.y0, left - 4, (top + bottom) // 2 + 3, "end")
+        low, high = apart(self.y0, self.y1)
+        values = _label(low, left - 4, (top + bottom) // 2 + 3, "end")
         if self.y1 > self.y0:
-            values = _label(self.y1, left - 4, top + 7, "end") + _label(self.y0, left - 4, bottom, "end")
+            values = _label(high, left - 4, top + 7, "end") + _label(low, left - 4, bottom, "end")
         return (
             f'<path class="axis" d="M{left},{top}V{bottom}H{right}"/>{values}'
-            f"{_label(self.x0, left, bottom + 13, 'start')}{_label(self.x1, right, bottom + 13, 'end')}"
+            f"{_label(short(self.x0), left, bottom + 13, 'start')}{_label(short(self.x1), right, bottom + 13, 'end')}"
         )
 
 
@@ -95,15 +96,21 @@ def _path(line: Points, place: _Place) -> str:
     return "".join("M" + " ".join(stroke) + ("h0.01" if len(stroke) == 1 else "") for stroke in strokes if stroke)
 
 
-def _label(value: float, x: float, y: float, anchor: str) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{html.escape(short(value))}</text>'
+def _label(text: str, x: float, y: float, anchor: str) -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
-def short(value: float) -> str:
-    """A number in few letters, for an axis."""
+def apart(low: float, high: float) -> tuple[str, str]:
+    """Two numbers in few letters, yet with as many digits as it takes to tell them apart, up to six."""
+    pairs = ((short(low, digits), short(high, digits)) for digits in range(3, 7))
+    return next((pair for pair in pairs if pair[0] != pair[1]), (short(low), short(high)))
+
+
+def short(value: float, digits: int = 3) -> str:
+    """A number in few letters, for an axis; `digits` of it count."""
     if value == 0 or (float(value).is_integer() and abs(value) < 1e5):
         return number(value)
-    text = f"{value:.3g}" if 1e-2 <= abs(value) < 1e5 else f"{value:.1e}"
+    text = f"{value:.{digits}g}" if 1e-2 <= abs(value) < 1e5 else f"{value:.{digits - 2}e}"
     return text.replace("e-0", "e-").replace("e+0", "e+")
 
 

@@ -62,7 +62,7 @@ def verdict_html(verdict: Any) -> str:
     )
     gate = verdict.gate()
     payload = {"name": gate.name, "passed": gate.passed, "advice": gate.advice, "rows": gate.rows()}
-    bars = f'<table class="forge"><tbody>{rows}</tbody></table>'
+    bars = f'<table class="forge bars"><tbody>{rows}</tbody></table>'
     return f'<p><b>{shown.text(verdict.outcome)}</b></p><div class="scroll">{bars}</div>{tables.gate(payload)}'
 
 

@@ -46,7 +46,7 @@ def planted(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(planted, browser, tmp_path_factory):
+def served(planted, tmp_path_factory):
     """`forge dashboard` over the planted runs: its process, its address, what it said. A spare kernel stands ready."""
     log = tmp_path_factory.mktemp("server") / "stderr"
     environment = {**os.environ, "FORGE_RUNS": str(planted.folder), "FORGE_PROFILE": "smoke", "PYTHONPATH": str(ROOT)}

@@ -19,7 +19,7 @@ from forgelib.workbook import dashboard, dashboard_html, dashboard_theater
 from forgelib.workbook.dashboard_panels import LATEST
 from forgelib.workbook.dashboard_runs import Pace, RunFolder
 from forgelib.workbook.dashboard_store import Lineage
-from forgelib.workbook.dashboard_svg import chart, columns, graph, thin
+from forgelib.workbook.dashboard_svg import apart, chart, columns, graph, thin
 
 
 @pytest.fixture
@@ -81,6 +81,26 @@ def test_a_logarithmic_scale_is_for_what_is_above_zero():
     assert b - a == pytest.approx(c - b, abs=0.2), "equal ratios, equal steps"
     linear = [(0, 1.0), (1, 0.0), (2, -1.0)]
     assert chart({"a": linear}, log=True) == chart({"a": linear}, log=False)
+
+
+@pytest.mark.parametrize(
+    "low, high, told",
+    [
+        (1.0991, 1.1018, ("1.099", "1.102")),
+        (0.0, 306.0, ("0", "306")),
+        (0.131, 0.96, ("0.131", "0.96")),
+        (100000.1, 100000.4, ("1.0e+5", "1.0e+5")),
+        (3.0, 3.0, ("3", "3")),
+    ],
+)
+def test_the_ends_of_an_axis_are_told_apart_in_as_few_digits_as_that_takes(low, high, told):
+    assert apart(low, high) == told
+
+
+def test_a_run_that_ended_before_its_limit_says_so_and_shows_no_bar():
+    run = RunFolder(runs_dir(), "21_evomerge_evolve", "k", {"generations": 50}, {}, {"step": 9}, 0.0, "run", True)
+    assert dashboard_html.progress_bar(run, Pace()) == "ended at 10 of 50 generations"
+    assert "20% · 10 of 50 generations" in dashboard_html.progress_bar(replace(run, finished=False), Pace())
 
 
 def test_two_lines_share_one_scale():
