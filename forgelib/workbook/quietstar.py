@@ -131,9 +131,9 @@ def _check_device(name: str) -> None:
     """Raises ParameterError where torch has no such device on this machine."""
     try:
         torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ParameterError(f"--device {name}: cannot be used here ({why}); cpu always can") from None
+    except (RuntimeError, AssertionError):
+        known = "cpu always can, cuda with a GPU and PyTorch's CUDA build"
+        raise ParameterError(f"--device {name}: cannot be used here; {known}") from None
 
 
 def _check(asked: Asked, p: QuietBake, words: Vocabulary) -> None:
