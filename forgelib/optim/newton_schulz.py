@@ -71,7 +71,9 @@ def iterate(x: Tensor, segments: tuple[int, ...]) -> Tensor:
         for step in range(steps):
             last = step == steps - 1
             shifted = _add_to_diagonal(gram if last else gram.clone(), SHIFT)
-            factor = _add_to_diagonal(gram_matrix(shifted), COEFFICIENTS[0] - SHIFT**2)  # shifted is symmetric
+            # A new Gram matrix is symmetric; one that has moved on is so but for its rounding.
+            square = gram_matrix(shifted) if step == 0 else torch.bmm(shifted, shifted)
+            factor = _add_to_diagonal(square, COEFFICIENTS[0] - SHIFT**2)
             product = factor if product is None else torch.bmm(factor, product)
             if not last:
                 gram = torch.bmm(torch.bmm(factor, gram), factor)
