@@ -1,6 +1,7 @@
 """The command `forge`: run the workbook, look at its runs, pause and stop them, write the reports again."""
 
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,23 @@ Data = Annotated[str | None, typer.Option(help="auto, real or procedural; defaul
 Wandb = Annotated[str | None, typer.Option(help="offline, online or disabled; default: the profile's")]
 Reports = Annotated[Path | None, typer.Option(help="folder of the reports; default: reports/")]
 Only = Annotated[str, typer.Option(help="only the steps whose name begins so, e.g. 11 or 11_cognate_train-memory")]
+Asking = typer.Option(help='answered before and after: a dataset of notebook 10; "" for none')
 Run = Annotated[str, typer.Argument(help="a run's folder, or enough of its name to be the only one (see: forge runs)")]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"forge {metadata.version('forgelib')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="tell the version")
+    ] = False,
+) -> None:
+    """Options of `forge` itself."""
 
 
 @app.command()
@@ -89,7 +106,7 @@ def evo(
 
 @app.command()
 def rows(
-    out: Annotated[Path, typer.Option(help="folder of rows.jsonl; continued if it is there")],
+    out: Annotated[Path, typer.Option(help="folder of rows.jsonl; openrouter and local go on where it ends")],
     maker: Annotated[str, typer.Option(help="procedural, openrouter, local or dataset (gsm8k)")] = "procedural",
     n: Annotated[int, typer.Option("--rows", min=1, help="rows in all")] = 5000,
     vocabulary: Annotated[str, typer.Option(help="forge-12, forge-8 or startofthought")] = "forge-12",
@@ -112,7 +129,7 @@ def rows(
 def bake_quietstar(
     model: Annotated[Path, typer.Option(help="a local Hugging Face folder, or a GGUF file")],
     out: Annotated[Path, typer.Option(help="folder of the baked model, the journal and the report")],
-    eval_dataset: Annotated[str, typer.Option(help='dataset answered before and after; "" for none')] = "gsm8k",
+    eval_dataset: Annotated[str, Asking] = "gsm8k",
     eval_samples: Annotated[int, typer.Option(min=1, help="its questions")] = 100,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1")] = "cpu",
     config: Annotated[Path | None, typer.Option(help="a flat YAML file of 30_quietstar_bake's parameters")] = None,
@@ -143,9 +160,9 @@ def bake_quietstar(
 def quantize(
     model: Annotated[Path, typer.Option(help="a local Hugging Face folder, or a GGUF file")],
     out: Annotated[Path, typer.Option(help="folder of the exports, the journal and the report")],
-    eval_dataset: Annotated[str, typer.Option(help='dataset answered before and after; "" for none')] = "",
+    eval_dataset: Annotated[str, Asking] = "",
     eval_samples: Annotated[int, typer.Option(min=1, help="its questions")] = 100,
-    steps: Annotated[int | None, typer.Option(min=0, help="of fine-tuning; 0: none; default: two epochs")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="steps of fine-tuning; 0: none; default: two epochs")] = None,
     export: Annotated[str, typer.Option(help="of packed, bitnet, gguf (TQ2_0), tq1_0, joined by commas")] = "packed",
     config: Annotated[Path | None, typer.Option(help="a flat YAML file of settings, e.g. muon_lr: 0.006")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on in a folder that is there")] = False,
@@ -230,7 +247,10 @@ def serve(
     """Serve the control API of Phase 3 from a Jupyter server; prints its address with the token (or $JUPYTER_TOKEN)."""
     from forgelib.server.launch import serve as run_server
 
-    run_server(ip, port, typer.echo)
+    try:
+        run_server(ip, port, typer.echo)
+    except OSError as error:
+        raise ParameterError(f"--ip {ip}: cannot be listened at ({error.strerror or error})") from None
 
 
 def _request(name: str, wish: str) -> None:
@@ -243,8 +263,9 @@ def _request(name: str, wish: str) -> None:
 
 def _one_run(name: str) -> Path:
     """The run folder that `name` is, or the only one whose name contains it."""
-    if Path(name).is_dir():
-        return Path(name)
+    given = Path(name).resolve()
+    if (given / "run.json").is_file() or given in [folder.resolve() for folder in _run_folders()]:
+        return given
     found = [folder for folder in _run_folders() if name in folder.name]
     if len(found) == 1:
         return found[0]

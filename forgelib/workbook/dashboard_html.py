@@ -149,7 +149,7 @@ def _figure(records: Sequence[dict], name: str) -> str:
 
 
 def usage_bars(run: RunFolder | None, records: Sequence[dict]) -> str:
-    """How often the model used each thinking token where its strategy asks for it, beside METHOD's target."""
+    """How often the model used each thinking token where its strategy asks for it, beside the given target."""
     lines = []
     for name, target in USAGE_TARGETS.items():
         line = points(records, f"token_usage_{name}")

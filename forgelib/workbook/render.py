@@ -3,7 +3,7 @@
 import base64
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mistune
@@ -136,14 +136,17 @@ def _scrolled(table: str) -> str:
 
 
 def _sources(fact: Mapping[str, Any]) -> str:
-    """Where rows came from; a long text that is the same in every row is said once, below the table."""
-    rows = fact["rows"]
-    columns = fact.get("columns") or (list(rows[0]) if rows else [])
+    return _caption(fact) + sources(fact["rows"], fact.get("columns"))
+
+
+def sources(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Where rows came from, as a table; a long text that is the same in every row is said once, below it."""
+    columns = columns or (list(rows[0]) if rows else [])
     same = {name: rows[0][name] for name in columns if len(rows) > 1 and len({str(row[name]) for row in rows}) == 1}
     told = {name: text for name, text in same.items() if isinstance(text, str) and len(text) > SAID_ONCE}
     table = tables.table(rows, [name for name in columns if name not in told])
     notes = "".join(f'<p class="meta">{html.escape(f"{name}, all rows: {text}")}</p>' for name, text in told.items())
-    return f'{_caption(fact)}<div class="scroll wide">{table}</div>{notes}'
+    return f'<div class="scroll wide">{table}</div>{notes}'
 
 
 def _provenance(fact: Mapping[str, Any]) -> str:

@@ -20,8 +20,8 @@ from forgelib.workbook.publish import published
 #: The browser itself refuses every request: only the page's own style and images written into it are shown.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 CSS = Path(__file__).with_name("report.css")
-#: Characters from which on a text that is the same in all rows of a table is said once.
-SAID_ONCE = 24
+#: What a chapter's badge means where the word alone does not say it.
+MEANING = {"out of date": ' title="its notebook, its code or a library changed since it ran"'}
 
 
 class Chapter:
@@ -102,17 +102,7 @@ def _failure(chapter: Chapter) -> str:
 
 def _sources(chapters: Iterable[Chapter], phase: int) -> str:
     facts = [fact for chapter in chapters for fact in chapter.of_kind("sources")]
-    return "".join(_source_table(fact["rows"], fact.get("columns")) for fact in facts) or _nothing_listed(phase)
-
-
-def _source_table(rows: list[dict[str, Any]], columns: list[str] | None) -> str:
-    """The table; a long text that is the same in every row is said once, below it."""
-    columns = columns or list(rows[0]) if rows else []
-    same = {name: rows[0][name] for name in columns if len(rows) > 1 and len({str(row[name]) for row in rows}) == 1}
-    told = {name: text for name, text in same.items() if isinstance(text, str) and len(text) > SAID_ONCE}
-    table = tables.table(rows, [name for name in columns if name not in told])
-    notes = "".join(f'<p class="meta">{html.escape(name)}, all rows: {html.escape(t)}</p>' for name, t in told.items())
-    return f'<div class="scroll wide">{table}</div>{notes}'
+    return "".join(render.sources(fact["rows"], fact.get("columns")) for fact in facts) or _nothing_listed(phase)
 
 
 def _nothing_listed(phase: int) -> str:
@@ -183,7 +173,7 @@ def _chapters(chapters: Iterable[Chapter]) -> Iterable[str]:
         opened = "" if notebook in seen else " open"
         anchor = f'<a id="{notebook}"></a>' if opened and notebook != chapter.name else ""
         seen.add(notebook)
-        badge = f'<span class="badge {chapter.status}">{chapter.status}</span>'
+        badge = f'<span class="badge {chapter.status}"{MEANING.get(chapter.status, "")}>{chapter.status}</span>'
         body = render.cells(chapter.notebook, chapter.name) if chapter.notebook else f"<p>{chapter.status}</p>"
         summary = f"<summary>{html.escape(chapter.name)} {badge}</summary>"
         yield f'{anchor}<details class="chapter" id="{chapter.name}"{opened}>{summary}{body}</details>'

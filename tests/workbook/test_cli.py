@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,12 @@ def test_a_run_is_found_by_enough_of_its_name(run_folders):
     assert cli._one_run(str(run_folders / "11_cognate_train-speed-9f8e")).name.endswith("9f8e")
     with pytest.raises(ParameterError, match=r"'11_cognate' fits several runs; there are: .*memory.*, .*speed"):
         cli._one_run("11_cognate")
+    with pytest.raises(ParameterError, match="is no run"):  # a folder, but no run's
+        cli._one_run(str(run_folders.parent))
+
+
+def test_the_version_is_told(capsys):
+    assert forge(capsys, "--version")[:2] == (0, f"forge {metadata.version('forgelib')}\n")
 
 
 def test_pause_resume_and_stop_reach_the_run(capsys, run_folders):
