@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from forgelib.core.artifacts import code_digest, file_sha256
-from forgelib.core.paths import repo_root, reports_dir, runs_dir
+from forgelib.core.paths import datasets_mirror, repo_root, reports_dir, runs_dir
 from forgelib.workbook.console import Console
+from forgelib.workbook.params import ParameterError
 from forgelib.workbook.plan import (
     PAGES,
     PHASES,
@@ -43,6 +44,8 @@ def run_plan(
     written after each phase and at the end. Raises ParameterError before any kernel starts, and RunFailed, after the
     reports are written, when a notebook failed.
     """
+    if (mirror := datasets_mirror()) is not None and not mirror.is_dir():
+        raise ParameterError(f"the mirror {mirror} is no folder: correct FORGE_DATASETS or leave it unset")
     console, reports = console or Console(), reports or reports_dir()
     plan, pages = available(PLAN), available(PAGES)
     chosen = select(only, (*plan, *pages)) if only else plan

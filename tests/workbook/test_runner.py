@@ -43,6 +43,12 @@ def test_step_names_tell_siblings_apart():
     assert all(set(step.needs) < set(names) for step in plan.PLAN)
 
 
+def test_a_mirror_that_is_not_there_is_refused_before_any_kernel_starts(house, no_kernel, monkeypatch, tmp_path):
+    monkeypatch.setenv("FORGE_DATASETS", str(tmp_path / "nowhere"))
+    with pytest.raises(ParameterError, match="nowhere is no folder: correct FORGE_DATASETS"):
+        run_plan(SMOKE)
+
+
 def test_a_page_runs_only_when_it_is_named_and_is_never_reused(house, write_chapter, monkeypatch):
     from forgelib.workbook import execute
 
