@@ -195,7 +195,7 @@ def test_a_report_says_which_chapter_is_out_of_date(house, write_chapter, lines)
     assert "badge finished" in page.read_text() and "out of date" not in page.read_text()
     write_chapter("00_environment", "2")
     (page, _) = runner.write_reports(SMOKE, house / "reports")
-    assert '<span class="badge out of date">out of date</span>' in page.read_text()
+    assert '<span class="badge out of date" title="its notebook, its code' in page.read_text()
 
 
 @pytest.mark.slow
