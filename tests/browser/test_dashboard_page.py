@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +19,7 @@ import pytest
 from planted_runs import chain, losses, many, plant
 
 from forgelib.core.loop import Control
+from forgelib.workbook.dashboard_page import FILL_SECONDS
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,17 +132,23 @@ def test_the_page_opens_with_the_token_and_shows_every_panel(opened):
 def test_a_hundred_runs_open_within_three_seconds_and_are_those_of_now(opened, served, planted, monkeypatch):
     """In processor time of server, kernels and browser together, from the request until the page can be used: what
     other work on the machine adds does not count. Measured: 1.3 to 2.0 s, and 1.8 to 2.4 s by the clock at loads of 1
-    to 2 on two cores. The kernel behind the page ran its cells before the last run began."""
+    to 2 on two cores. The kernel behind the page ran its cells before the last run began. The next spare kernel, which
+    starts meanwhile where the machine is busy, is not of this page."""
     monkeypatch.setenv("FORGE_RUNS", str(planted.folder))
     settle(served.process.pid)
     plant("30_quietstar_bake", losses(3), {"epochs": 77})
     page = opened.page.context.browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    soon: dict[int, float] = {}
+    looked = threading.Timer(FILL_SECONDS / 2, lambda: soon.update(worked(served.process.pid)))
     before, began = worked(served.process.pid), time.monotonic()
+    looked.start()
     page.goto(served.address, timeout=PATIENCE)
     for what in USABLE:
         page.wait_for_selector(what, timeout=PATIENCE)
     seconds, after = time.monotonic() - began, worked(served.process.pid)
-    cost = sum(after[pid] - before.get(pid, 0.0) for pid in after)
+    looked.join()
+    spare = {one.pid for one in psutil.Process(served.process.pid).children(recursive=True)} - set(soon)
+    cost = sum(after[pid] - before.get(pid, 0.0) for pid in set(after) - spare)
     print(f"usable after {seconds:.2f} s, {cost:.2f} s of the processor; load {os.getloadavg()[0]:.1f}")
     page.wait_for_selector(".widget-html table.runs >> text=0% · 0.03 of 77 epochs", timeout=PATIENCE)
     assert page.locator(".widget-html table.runs tbody tr").count() == 100
