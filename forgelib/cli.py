@@ -247,10 +247,7 @@ def serve(
     """Serve the control API of Phase 3 from a Jupyter server; prints its address with the token (or $JUPYTER_TOKEN)."""
     from forgelib.server.launch import serve as run_server
 
-    try:
-        run_server(ip, port, typer.echo)
-    except OSError as error:
-        raise ParameterError(f"--ip {ip}: cannot be listened at ({error.strerror or error})") from None
+    run_server(ip, port, typer.echo)
 
 
 def _request(name: str, wish: str) -> None:

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable
 
 from forgelib.core.paths import repo_root
+from forgelib.workbook.params import ParameterError
 
 EXTENSION = "forgelib.server"
 
@@ -13,14 +14,17 @@ def serve(ip: str, port: int | None, say: Callable[[str], None]) -> None:
     """Run the server until it is interrupted. `port` None: 8888, or the next one that is free.
 
     The token is $JUPYTER_TOKEN, or a new one. It reaches Jupyter inside this process, so that no list of processes, no
-    kernel and no log shows it.
+    kernel and no log shows it. Raises ParameterError where this machine has no such address.
     """
     from jupyter_server.serverapp import ServerApp
 
     known = os.environ.pop("JUPYTER_TOKEN", "")
     token = known or secrets.token_hex(24)
     app = ServerApp.instance()
-    app.initialize(argv=arguments(ip, port, token))
+    try:
+        app.initialize(argv=arguments(ip, port, token))
+    except OSError as error:
+        raise ParameterError(f"--ip {ip}: cannot be listened at ({error.strerror or error})") from None
     address = f"http://{ip}:{app.port}{app.base_url}forge/api/docs"
     say(f"{address}  (token: $JUPYTER_TOKEN)" if known else f"{address}?token={token}")
     app.start()

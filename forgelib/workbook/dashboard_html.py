@@ -164,16 +164,6 @@ def usage_bars(run: RunFolder | None, records: Sequence[dict]) -> str:
     return f'{of}<div class="scroll"><table class="forge bars"><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def bar_row(name: str, found: Any, threshold: float) -> str:
-    """A row of a verdict's table: what a test of the trial measured (`Measured`), beside its threshold."""
-    word = "not run" if found.value is None else "passed" if found.value > threshold else "failed"
-    told = found.note if found.value is None else f"{found.value:.3f}"
-    return (
-        f"<tr><td>{text(name)}</td><td>{marked_bar(found.value, threshold, word)}</td>"
-        f'<td class="number">{text(told)}</td><td class="soft">must exceed {threshold:.2f}</td></tr>'
-    )
-
-
 def marked_bar(value: float | None, mark: float, word: str) -> str:
     """A bar from 0 to 1 with a line at `mark`, coloured by the word passed, failed or not run."""
     width, left = (100 * max(0.0, min(1.0, share)) for share in (value or 0.0, mark))

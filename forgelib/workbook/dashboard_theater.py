@@ -8,7 +8,6 @@ import functools
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +20,7 @@ from forgelib.workbook import tables
 from forgelib.workbook.dashboard_panels import Menu, frame
 from forgelib.workbook.dashboard_store import VERDICT_FILE
 from forgelib.workbook.dashboard_watch import Watch
+from forgelib.workbook.verdict_view import TESTS, turning_rows, verdict_html
 
 
 @functools.cache
@@ -54,23 +54,6 @@ def verdict_of(stored: Mapping[str, Any]) -> Any:
     return by.Verdict(findings(stored["overall"]), by_strategy, by.Thresholds(**stored["thresholds"]))
 
 
-def verdict_html(verdict: Any) -> str:
-    """The outcome, a bar for each test with a mark at its threshold, and the table of all checks."""
-    rows = "".join(
-        shown.bar_row(name.replace("_", " "), getattr(verdict.overall, name), getattr(verdict.thresholds, name))
-        for name in tests()
-    )
-    gate = verdict.gate()
-    payload = {"name": gate.name, "passed": gate.passed, "advice": gate.advice, "rows": gate.rows()}
-    bars = f'<table class="forge bars"><tbody>{rows}</tbody></table>'
-    return f'<p><b>{shown.text(verdict.outcome)}</b></p><div class="scroll">{bars}</div>{tables.gate(payload)}'
-
-
-def tests() -> list[str]:
-    """Names of the tests whose thresholds can be moved."""
-    return [one.name for one in fields(judging().Thresholds)]
-
-
 def lights(stored: Mapping[str, Any]) -> str:
     """A light for each check of the trial as it was judged, with its name and value."""
     dots = "".join(
@@ -79,19 +62,6 @@ def lights(stored: Mapping[str, Any]) -> str:
         for row in stored["checks"]
     )
     return f"<p>{shown.light(stored['passed'], 'anti-theater')} <b>{shown.text(stored['outcome'])}</b></p><p>{dots}</p>"
-
-
-def turning_table(stored: Mapping[str, Any]) -> list[dict]:
-    """The sliders' static twin, `theater.turning_rows` from stored checks: up to which threshold each would pass."""
-    return [
-        {
-            "check": row["name"],
-            "threshold": row["threshold"],
-            "verdict": row["verdict"],
-            "passes up to": "not run" if row["measured"] is None else round(row["measured"], 3),
-        }
-        for row in stored["checks"]
-    ]
 
 
 class Theater:
@@ -124,7 +94,7 @@ class Theater:
             told = f"this verdict was written by another version ({error}): its thresholds cannot be moved"
             self.live.value = frame(f'<p class="soft">{shown.text(told)}</p>')
             return
-        for name in tests():
+        for name in TESTS:
             value, most = self._stored["thresholds"][name], 0.5 if name == "ablation" else 1.0
             limits = {"min": min(0.0, value), "max": max(most, value), "step": 0.01, "readout_format": ".2f"}
             self.sliders[name] = widgets.FloatSlider(value, description=name.replace("_", " "), **limits)
@@ -140,4 +110,4 @@ class Theater:
     def twin(self) -> str:
         if not self._stored:
             return frame(shown.NOT_RUN)
-        return frame(lights(self._stored) + tables.table(turning_table(self._stored)))
+        return frame(lights(self._stored) + tables.table(turning_rows(self._stored["checks"])))

@@ -21,11 +21,11 @@ from forgelib.workbook import phase1, tables
 from forgelib.workbook.params import QuietRL, QuietTheater
 from forgelib.workbook.publish import publish
 from forgelib.workbook.reinforcement import problems as trained_on
+from forgelib.workbook.verdict_view import TESTS, turning_rows, verdict_html
 
 #: Whose change makes a finished run stale: this module and what it imports.
 CODE = ("forgelib.workbook.theater",)
 VERDICT = "quietstar-verdict"
-TESTS = ("divergence", "ablation", "correlation", "causal_use")
 
 
 def problems(p: QuietTheater, words: Vocabulary, trained: Artifact) -> list[ReasoningRow]:
@@ -155,41 +155,7 @@ def sliders(verdict: Verdict) -> None:
     for one in made.values():
         one.observe(moved, names="value")
     display(ipywidgets.VBox([*made.values(), live]))
-    publish("twin", {"of": "anti-theater sliders"}, tables.table(turning_rows(verdict)))
-
-
-def verdict_html(verdict: Verdict) -> str:
-    """The outcome, a bar for each test with a mark at its threshold, and the gate's table, as HTML."""
-    bars = "".join(_bar(name, getattr(verdict.overall, name), getattr(verdict.thresholds, name)) for name in TESTS)
-    gate = verdict.gate()
-    payload = {"name": gate.name, "passed": gate.passed, "advice": gate.advice, "rows": gate.rows()}
-    return f"<div><p><b>{verdict.outcome}</b></p>{bars}{tables.gate(payload)}</div>"
-
-
-def _bar(name: str, found: Measured, threshold: float) -> str:
-    value = 0.0 if found.value is None else max(0.0, min(1.0, found.value))
-    colour = "#2a7f62" if found.value is not None and found.value > threshold else "#b3423a"
-    told, mark = found.note if found.value is None else f"{found.value:.3f}", 100 * max(0.0, threshold)
-    return (
-        f'<div style="display:flex;gap:8px;align-items:center"><span style="width:8em">{name.replace("_", " ")}</span>'
-        '<span style="position:relative;width:20em;height:14px;background:#8883;display:inline-block">'
-        f'<span style="position:absolute;height:14px;width:{100 * value:.1f}%;background:{colour}"></span>'
-        f'<span style="position:absolute;left:{mark:.1f}%;height:14px;border-left:2px solid"></span>'
-        f"</span><span>{told} (must exceed {threshold:.2f})</span></div>"
-    )
-
-
-def turning_rows(verdict: Verdict) -> list[dict]:
-    """The sliders' static twin: up to which threshold each check of the gate would pass."""
-    return [
-        {
-            "check": check.name,
-            "threshold": check.threshold,
-            "verdict": check.verdict,
-            "passes up to": "not run" if check.measured is None else round(check.measured, 3),
-        }
-        for check in verdict.gate().checks
-    ]
+    publish("twin", {"of": "anti-theater sliders"}, tables.table(turning_rows(verdict.gate().rows())))
 
 
 def agreement_points(verdict: Verdict) -> dict[str, list[float]]:

@@ -24,6 +24,15 @@ def test_a_wished_port_is_taken_or_refused_but_never_another():
     assert not any("port" in argument for argument in arguments("127.0.0.1", None, "t"))
 
 
+def test_an_address_that_is_not_of_this_machine_is_said_in_a_sentence(tmp_path):
+    house = build_house(tmp_path / "house")
+    command = [*FORGE, "serve", "--ip", "192.0.2.1"]  # reserved for documentation
+    given = environment(tmp_path / "runs")
+    done = subprocess.run(command, cwd=house, env=given, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("forge: --ip 192.0.2.1: cannot be listened at (")
+
+
 def test_a_generated_token_is_printed_once_and_opens_the_door(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import ipywidgets
 import pytest
@@ -20,6 +20,7 @@ from forgelib.workbook.dashboard_panels import LATEST
 from forgelib.workbook.dashboard_runs import Pace, RunFolder
 from forgelib.workbook.dashboard_store import Lineage
 from forgelib.workbook.dashboard_svg import apart, chart, columns, graph, thin
+from forgelib.workbook.verdict_view import TESTS, turning_rows
 
 
 @pytest.fixture
@@ -248,8 +249,6 @@ def test_a_slider_turns_the_verdict_and_leaves_the_gate_alone(board):
 
 
 def test_a_stored_verdict_comes_back_as_it_was_and_its_twin_turns_where_it_turns():
-    from forgelib.workbook import theater
-
     for correlation in (0.6, 0.4, None):
         found = verdict() if correlation is None else verdict(correlation)
         if correlation is None:
@@ -260,11 +259,11 @@ def test_a_stored_verdict_comes_back_as_it_was_and_its_twin_turns_where_it_turns
         again = dashboard_theater.verdict_of(stored)
         assert again.as_dict() == found.as_dict()
         for moved in (0.0, 0.3, 0.99):
-            thresholds = dict.fromkeys(dashboard_theater.tests(), moved)
+            thresholds = dict.fromkeys(TESTS, moved)
             by_page = again.under(dashboard_theater.judging().Thresholds(**thresholds))
             assert by_page.as_dict() == found.under(Thresholds(**thresholds)).as_dict()
-        assert dashboard_theater.tests() == list(theater.TESTS)
-        assert dashboard_theater.turning_table(stored) == theater.turning_rows(found)
+        assert [one.name for one in fields(Thresholds)] == list(TESTS)
+        assert turning_rows(stored["checks"]) == turning_rows(found.gate().rows())
 
 
 def test_a_verdict_of_another_version_keeps_its_lights(board):

@@ -41,7 +41,7 @@ def test_a_slider_turns_the_verdict(shown):
 
 
 def test_the_twin_says_where_each_check_turns():
-    for row in theater.turning_rows(VERDICT):
+    for row in theater.turning_rows(VERDICT.gate().rows()):
         assert row["verdict"] == "passed" and row["passes up to"] in (0.5, 0.6)
     for name, edge in (("divergence", 0.6), ("ablation", 0.5), ("correlation", 0.6), ("causal_use", 0.6)):
         for threshold, passed in ((edge - 0.01, True), (edge + 0.01, False)):
