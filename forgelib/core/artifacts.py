@@ -219,10 +219,10 @@ def sources_of(*modules: str) -> list[Path]:
 
 
 def _cpp_of(module: Path) -> list[Path]:
-    """The C++ sources beside a module that its text names, each with its parts <name>_*.h."""
+    """The C++ sources beside a module that its text names, and the headers <name>_*.h of these and of the module."""
     text = module.read_text(encoding="utf-8")
     named = [source for source in module.parent.glob("*.cpp") if source.name in text]
-    return [part for source in named for part in (source, *module.parent.glob(f"{source.stem}_*.h"))]
+    return [*named, *(part for owner in (module, *named) for part in module.parent.glob(f"{owner.stem}_*.h"))]
 
 
 def imports_of(source: str, package: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

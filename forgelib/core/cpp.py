@@ -16,6 +16,8 @@ import torch
 from forgelib.core.paths import cache_dir
 
 TORCH = Path(torch.__file__).parent
+#: Where the headers lie that any source may include.
+SHARED = Path(__file__).parent
 #: Without the last three rounding would differ from one instruction set to the other, or would not be vectorised.
 FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-w", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 COMPILERS = ("c++", "g++", "clang++")
@@ -36,20 +38,21 @@ def find_compiler() -> str:
 
 
 def built(source: Path, headers: bool = False, flags: Sequence[str] = ()) -> Path:
-    """The library compiled from <name>.cpp and the parts <name>_*.h beside it, from the cache or into it.
+    """The library compiled from <name>.cpp with its parts <name>_*.h and the shared headers, from the cache or into it.
 
     With `headers` it is compiled against Python and torch. Two processes may build at once: each into its own folder,
     and the rename is atomic. Raises CannotBuild.
     """
     flags = [*FLAGS, *flags, *(_flags_for_torch() if headers else ())]
-    sources = [part.read_bytes() for part in (source, *sorted(source.parent.glob(f"{source.stem}_*.h")))]
+    parts = sorted(source.parent.glob(f"{source.stem}_*.h")) + sorted(SHARED.glob("cpp_*.h"))
+    sources = [part.read_bytes() for part in (source, *parts)]
     system = (platform.system(), platform.machine(), *((torch.__version__,) if headers else ()))
     key = hashlib.sha256(b"|".join([*sources, *(part.encode() for part in (*flags, *system))]))
     target = _folder() / f"{source.stem}-{key.hexdigest()[:20]}.so"
     if not _opens(target):
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             fresh = Path(folder) / target.name
-            _compile([find_compiler(), str(source), "-o", str(fresh), *flags, "-ldl"])
+            _compile([find_compiler(), str(source), "-o", str(fresh), f"-I{SHARED}", *flags, "-ldl"])
             os.replace(fresh, target)
     return target
 

@@ -1,4 +1,4 @@
-// X X^T for a stack of bfloat16 matrices, at a little more than half of the work of a product: it is symmetric, so only
+// X X^T + d I for a stack of bfloat16 matrices, at a little more than half of the work of a product: it is symmetric, so only
 // the tiles on and below the diagonal are computed, and mirrored. Needs AVX-512 BF16.
 //
 //   vdpbf16ps adds two products at a time to a float32 sum: 32 bits of X hold the numbers k and k+1 of one row, a "pair".
@@ -8,11 +8,10 @@
 //
 //     y tile  8 x 32  =  sum over k of    x[i..i+8][k]  (each spread over a register)  *  panel[j / 32][k][0..32]
 //
-// Sums run in the order of k, and those of more than 512 products in parts of 512 that are added, as oneDNN has them: the
-// result is torch.bmm's, bit for bit. Where X comes transposed (a tall matrix, [columns][rows] in memory) both layouts
-// are made from it.
+// Sums run in the order of k, and those of more than 512 products in parts of 512 that are added, as oneDNN has them: up
+// to 768 columns the result was torch.bmm's, bit for bit; with 1,056 one number in ten thousand was rounded otherwise.
+// Where X comes transposed (a tall matrix, [columns][rows] in memory) both layouts are made from it.
 
-#include <dlfcn.h>
 #include <immintrin.h>
 
 #include <algorithm>
@@ -21,14 +20,23 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpp_threads.h"
+
 namespace {
 
 constexpr size_t WIDE = 32, HIGH = 8, PART = 256;
+
+float widened(uint16_t number) { return _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(number << 16))); }
+
+uint16_t rounded(float number) {
+    return (uint16_t)_mm256_extract_epi16((__m256i)_mm512_cvtneps_pbh(_mm512_set1_ps(number)), 0);
+}
 
 struct Work {  // one matrix
     const uint16_t* x;
     size_t rows, pairs;
     bool transposed;
+    uint16_t diagonal;
     uint32_t *left, *panels;  // left is made where x is transposed, else it is x
     uint16_t* y;
     std::atomic<size_t> next{0};
@@ -106,39 +114,44 @@ void make_panel(Work& work, size_t row) {
                 transpose16(left + i * pairs + k, pairs, panel + k * WIDE + i, WIDE);
 }
 
+// 8 rows of y, 32 columns of a panel or, with 1 for WIDTH, the first 16 of them.
+template <size_t WIDTH>
 void tile(const uint32_t* left, const uint32_t* panel, size_t pairs, uint16_t* y, size_t stride) {
-    __m512 sum[HIGH][2], kept[HIGH][2];
+    __m512 sum[HIGH][WIDTH], kept[HIGH][WIDTH];
     for (size_t begin = 0; begin < pairs; begin += PART) {
         const size_t end = std::min(begin + PART, pairs);
-        for (auto& row : sum) row[0] = row[1] = _mm512_setzero_ps();
+        for (auto& row : sum)
+            for (auto& columns : row) columns = _mm512_setzero_ps();
         for (size_t k = begin; k < end; k++) {
-            const auto a = (__m512bh)_mm512_loadu_si512(panel + k * WIDE);
-            const auto b = (__m512bh)_mm512_loadu_si512(panel + k * WIDE + 16);
+            __m512bh right[WIDTH];
+            for (size_t c = 0; c < WIDTH; c++) right[c] = (__m512bh)_mm512_loadu_si512(panel + k * WIDE + 16 * c);
 #pragma GCC unroll 8
             for (size_t i = 0; i < HIGH; i++) {
                 const auto x = (__m512bh)_mm512_set1_epi32(left[i * pairs + k]);
-                sum[i][0] = _mm512_dpbf16_ps(sum[i][0], x, a);
-                sum[i][1] = _mm512_dpbf16_ps(sum[i][1], x, b);
+                for (size_t c = 0; c < WIDTH; c++) sum[i][c] = _mm512_dpbf16_ps(sum[i][c], x, right[c]);
             }
         }
         for (size_t i = 0; i < HIGH; i++)
-            for (size_t half = 0; half < 2; half++) {
-                if (begin) sum[i][half] = _mm512_add_ps(kept[i][half], sum[i][half]);
-                kept[i][half] = sum[i][half];
+            for (size_t c = 0; c < WIDTH; c++) {
+                if (begin) sum[i][c] = _mm512_add_ps(kept[i][c], sum[i][c]);
+                kept[i][c] = sum[i][c];
             }
     }
     for (size_t i = 0; i < HIGH; i++)
-        _mm512_storeu_si512(y + i * stride, (__m512i)_mm512_cvtne2ps_pbh(sum[i][1], sum[i][0]));
+        for (size_t c = 0; c < WIDTH; c++)
+            _mm256_storeu_si256((__m256i*)(y + i * stride + 16 * c), (__m256i)_mm512_cvtneps_pbh(sum[i][c]));
 }
 
-// The 32 columns j.. of y, from the diagonal down, and their mirror image.
+// The 32 columns j.. of y from the diagonal down, and their mirror image. On the diagonal blocks of 16 x 16 are whole.
 void multiply_panel(Work& work, size_t j) {
     const size_t rows = work.rows, pairs = work.pairs;
     uint16_t* y = work.y;
     for (size_t i = j; i < rows; i += HIGH) {
-        tile(work.left + i * pairs, work.panels + j * pairs, pairs, y + i * rows + j, rows);
-        for (size_t c = j; c < j + WIDE && i >= j + WIDE; c += 8) transpose8(y + i * rows + c, y + c * rows + i, rows);
+        const auto compute = i < j + WIDE / 2 ? tile<1> : tile<2>;
+        compute(work.left + i * pairs, work.panels + j * pairs, pairs, y + i * rows + j, rows);
+        for (size_t c = j; c < std::min(j + WIDE, i / 16 * 16); c += 8) transpose8(y + i * rows + c, y + c * rows + i, rows);
     }
+    for (size_t i = j; i < j + WIDE; i++) y[i * rows + i] = rounded(widened(y[i * rows + i]) + widened(work.diagonal));
 }
 
 // What the threads share out among them; the longest columns come first.
@@ -148,30 +161,21 @@ void all(void* data) {
     for (size_t row; (row = WIDE * work.next++) < work.rows;) OF_PANEL(work, row);
 }
 
-// Torch's own OpenMP threads, where torch has brought them along: a second pool would spin against the first.
-void run_on(size_t threads, void (*part)(void*), Work& work) {
-    using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
-    static const Parallel parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
-    work.next = 0;
-    if (threads > 1 && parallel)
-        parallel(part, &work, (unsigned)threads, 0);
-    else
-        part(&work);
-}
-
 }  // namespace
 
-// y [n][rows][rows] = x x^T for x [n][rows][columns], or [n][columns][rows] where `transposed`; rows and columns are
+// y [n][rows][rows] = x x^T + diagonal I for x [n][rows][columns], or [n][columns][rows] where `transposed`; rows and columns are
 // multiples of 32. The caller has checked them.
-extern "C" void gram(const uint16_t* x, size_t n, size_t rows, size_t columns, bool transposed, uint16_t* y, size_t threads) {
+extern "C" void gram(const uint16_t* x, size_t n, size_t rows, size_t columns, bool transposed, float diagonal,
+                     uint16_t* y, size_t threads) {
     static thread_local std::vector<uint32_t> panels, made;
     const size_t words = rows * columns / 2;
     if (panels.size() < words) panels.resize(words);
     if (transposed && made.size() < words) made.resize(words);
     for (size_t i = 0; i < n; i++) {  // one after the other, so that all of it stays in the cache
         const uint16_t* from = x + 2 * i * words;
-        Work work{from, rows, columns / 2, transposed, transposed ? made.data() : (uint32_t*)from, panels.data(), y + i * rows * rows};
-        run_on(threads, all<make_panel>, work);
-        run_on(threads, all<multiply_panel>, work);
+        Work work{from, rows, columns / 2, transposed, rounded(diagonal), transposed ? made.data() : (uint32_t*)from, panels.data(), y + i * rows * rows};
+        run_on(threads, all<make_panel>, &work);
+        work.next = 0;
+        run_on(threads, all<multiply_panel>, &work);
     }
 }

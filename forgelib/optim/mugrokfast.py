@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .adamw import adamw_update, fresh_moments
 from .config import MuGrokConfig
 from .grokfast import amplify
+from .muon_pass import apply, collect
 from .newton_schulz import orthogonalize, product_dtype
 from .qk_clip import clip_heads, clippable_modules
 from .split import split_parameters
@@ -79,22 +80,19 @@ class MuonGrokfast(torch.optim.Optimizer):
                 self._muon_batch(group, batch, rate)
 
     def _muon_batch(self, group: dict, matrices: list[Tensor], rate: float) -> None:
-        """Matrices of one shape: filter and momentum tile by tile, one batched orthogonal factor, then the weights."""
-        beta, first = self.config.muon_momentum, matrices[0]
+        """Matrices of one shape: filter and momentum, one batched orthogonal factor, then the weights."""
+        first, config = matrices[0], self.config
         stack = torch.empty((len(matrices), *first.shape), dtype=product_dtype(first), device=first.device)
-        updates, parts = stack.unbind(), list(tiles(matrices))
-        for tile in parts:
-            chosen = [matrices[i] for i in tile]
-            momenta = [self.state[p]["momentum"] for p in chosen]
-            gradients = self._filtered([p.grad for p in chosen], [self._slow(p) for p in chosen])
-            torch._foreach_lerp_(momenta, gradients, 1 - beta)
-            torch._foreach_copy_([updates[i] for i in tile], torch._foreach_lerp(gradients, momenta, beta))
-        directions = orthogonalize(stack).to(first.dtype).unbind()
-        for tile in parts:
-            chosen = [matrices[i] for i in tile]
-            if group["weight_decay"]:
-                torch._foreach_mul_(chosen, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(chosen, [directions[i] for i in tile], alpha=-rate)
+        collect(
+            stack,
+            [p.grad for p in matrices],
+            [self._slow(p) for p in matrices],
+            [self.state[p]["momentum"] for p in matrices],
+            config.grokfast_alpha,
+            config.grokfast_lambda,
+            config.muon_momentum,
+        )
+        apply(matrices, orthogonalize(stack), 1 - group["lr"] * group["weight_decay"], -rate)
 
     def _adamw(self, group: dict, parameters: list[Tensor]) -> None:
         for p in parameters:

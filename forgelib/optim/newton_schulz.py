@@ -11,13 +11,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .gram import gram_matrix
+from .gram import add_to_diagonal, gram_matrix
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 EPSILON = 1e-7
 #: Completing the square, P = (sqrt(c) A + e I)^2 + (a - e^2) I with e = b / (2 sqrt(c)): for X scaled by c^(1/4) a step
 #: is three products and two additions to a diagonal, with no pass over a whole matrix.
 SCALE, SHIFT = COEFFICIENTS[2] ** 0.25, COEFFICIENTS[1] / (2 * COEFFICIENTS[2] ** 0.5)
+CONSTANT = COEFFICIENTS[0] - SHIFT**2
 #: Where singular values end, rounding of bfloat16 included; 0.68 to 1.21 in float32.
 BAND = (0.66, 1.22)
 #: Steps between two looks at X itself. Square matrices: every step.
@@ -67,20 +68,18 @@ def iterate(x: Tensor, segments: tuple[int, ...]) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     x = x * (SCALE / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(EPSILON))
     for steps in segments:
-        gram, product = gram_matrix(x.mT if tall else x), None
+        alone = steps == 1  # then nothing but A + e I is wanted of A
+        gram, product = gram_matrix(x.mT if tall else x, SHIFT if alone else 0.0), None
         for step in range(steps):
             last = step == steps - 1
-            shifted = _add_to_diagonal(gram if last else gram.clone(), SHIFT)
+            shifted = gram if alone else add_to_diagonal(gram if last else gram.clone(), SHIFT)
             # A new Gram matrix is symmetric; one that has moved on is so but for its rounding.
-            square = gram_matrix(shifted) if step == 0 else torch.bmm(shifted, shifted)
-            factor = _add_to_diagonal(square, COEFFICIENTS[0] - SHIFT**2)
+            if step == 0:
+                factor = gram_matrix(shifted, CONSTANT)
+            else:
+                factor = add_to_diagonal(torch.bmm(shifted, shifted), CONSTANT)
             product = factor if product is None else torch.bmm(factor, product)
             if not last:
                 gram = torch.bmm(torch.bmm(factor, gram), factor)
         x = torch.bmm(x, product) if tall else torch.bmm(product, x)
     return x.div_(SCALE)
-
-
-def _add_to_diagonal(matrices: Tensor, value: float) -> Tensor:
-    matrices.diagonal(dim1=-2, dim2=-1).add_(value)
-    return matrices

@@ -7,11 +7,10 @@
 // arithmetic, sets the pace.
 #pragma once
 
-#include <dlfcn.h>
-
 #include <atomic>
 #include <initializer_list>
 
+#include "cpp_threads.h"
 #include "decoder_rows.h"
 #if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
@@ -95,16 +94,6 @@ void run_dense(void* shared) {
             for (size_t n = 0; n < rows; n++)
                 work.y[p * PANEL + n] = layer.bias ? sums[n] + layer.bias[p * PANEL + n] : sums[n];
         }
-}
-
-// Torch's own OpenMP threads, as in ternary_kernel.cpp.
-void run_on(size_t threads, void (*part)(void*), void* work) {
-    using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
-    static const Parallel parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
-    if (threads > 1 && parallel)
-        parallel(part, work, (unsigned)threads, 0);
-    else
-        part(work);
 }
 
 struct Product {

@@ -19,8 +19,6 @@
 //
 // All paths round, add and scale in one order, so they agree to the last bit. Compile with -ffp-contract=off.
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -31,6 +29,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include "cpp_threads.h"
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -318,17 +318,6 @@ const struct {
 #endif
 };
 
-// Torch's own OpenMP threads, where torch has brought them along: a second pool would spin against the first.
-void run_on(size_t threads, void (*part)(void*), Work& work) {
-    using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
-    static const Parallel parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
-    work.next = 0;
-    if (threads > 1 && parallel)
-        parallel(part, &work, (unsigned)threads, 0);
-    else
-        part(&work);
-}
-
 }  // namespace
 
 extern "C" {
@@ -348,7 +337,7 @@ int ternary_paths() {
 }
 
 // 1 where more than one thread can be had.
-int ternary_threads() { return dlsym(RTLD_DEFAULT, "GOMP_parallel") != nullptr; }
+int ternary_threads() { return torchs_threads() != nullptr; }
 
 // Layers of one width that read the same x [tokens][inputs]: y[i] [tokens][outputs of layer i], float32, contiguous.
 // The caller has checked every size.
@@ -364,8 +353,9 @@ void ternary_linears(const Layer* layers, size_t n_layers, const float* x, size_
         const size_t count = std::min(TOKENS_AT_ONCE, tokens - first);
         if (q.size() < count * stride) q.resize(count * stride);
         Work work{layers, n_layers, n_panels, x, {q.data(), unit.data(), total.data(), count, stride}, y, first};
-        run_on(count < 16 ? 1 : threads, PATHS[path].quantize, work);
-        run_on(threads, PATHS[path].multiply, work);
+        run_on(count < 16 ? 1 : threads, PATHS[path].quantize, &work);
+        work.next = 0;
+        run_on(threads, PATHS[path].multiply, &work);
     }
 }
 }

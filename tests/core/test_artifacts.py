@@ -316,7 +316,9 @@ def test_the_code_of_a_step_is_what_it_imports(tmp_path, monkeypatch):
         "core/rng.py": "from . import seeds\nSOURCE = 'fast.cpp'",
         "core/fast.cpp": "",
         "core/fast_parts.h": "",
+        "core/rng_shared.h": "",
         "core/other.cpp": "",
+        "core/other_parts.h": "",
         "core/seeds.py": "",
         "phases/__init__.py": "",
         "phases/early.py": "import forgelib.core.rng",
@@ -333,6 +335,7 @@ def test_the_code_of_a_step_is_what_it_imports(tmp_path, monkeypatch):
         "core/fast.cpp",
         "core/fast_parts.h",
         "core/rng.py",
+        "core/rng_shared.h",
         "core/seeds.py",
         "phases/__init__.py",
         "phases/early.py",
@@ -340,7 +343,7 @@ def test_the_code_of_a_step_is_what_it_imports(tmp_path, monkeypatch):
     early, late = code_digest("forgelib.phases.early"), code_digest("forgelib.phases.late")
     (package / "phases" / "late.py").write_text("from forgelib.phases import early")
     assert code_digest("forgelib.phases.early") == early and code_digest("forgelib.phases.late") != late
-    for name in ("seeds.py", "fast_parts.h"):
+    for name in ("seeds.py", "fast_parts.h", "rng_shared.h"):
         early = code_digest("forgelib.phases.early")
         (package / "core" / name).write_text("START = 1;")
         assert code_digest("forgelib.phases.early") != early

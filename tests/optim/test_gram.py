@@ -5,7 +5,7 @@ import torch
 
 from forgelib.core.cpp import CannotBuild
 from forgelib.optim import gram
-from forgelib.optim.gram import gram_matrix
+from forgelib.optim.gram import add_to_diagonal, gram_matrix
 from forgelib.optim.newton_schulz import orthogonalize
 
 halves = pytest.mark.skipif(gram.library()[0] is None, reason=f"gram.cpp is not in use: {gram.library()[1]}")
@@ -17,18 +17,11 @@ def stack(shape: tuple, seed: int = 0) -> torch.Tensor:
     return (x * x.abs()).to(torch.bfloat16)  # some are large, many are small
 
 
-@pytest.fixture
-def set_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @halves
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_both_layouts_give_the_true_products_and_are_exactly_symmetric(shape, threads, set_threads):
-    set_threads(threads)
+def test_both_layouts_give_the_true_products_and_are_exactly_symmetric(shape, threads):
+    torch.set_num_threads(threads)
     x = stack(shape)
     assert gram.library()[0] is not None and gram._fits(x)
     true = x.double() @ x.double().mT
@@ -37,6 +30,8 @@ def test_both_layouts_give_the_true_products_and_are_exactly_symmetric(shape, th
         found = gram_matrix(layout)
         assert float(((found.double() - true).abs() / size).max()) < 2**-8, "one rounding to eight bits"
         assert torch.equal(found, found.mT)
+        for value in (-1.675, 0.6386):  # rounded to the matrix's type, as torch's add_ has it
+            assert torch.equal(gram_matrix(layout, value), add_to_diagonal(found.clone(), value))
 
 
 @halves
@@ -54,7 +49,7 @@ def test_one_number_in_a_thousand_at_most_is_rounded_otherwise_than_by_torch(sha
 
 @halves
 @pytest.mark.parametrize("shape", [(4, 128, 128), (4, 128, 384), (4, 384, 128)], ids=str)
-def test_the_orthogonal_factor_is_the_same_without_it(shape, monkeypatch):
+def test_the_orthogonal_factor_differs_from_torchs_by_rounding_alone(shape, monkeypatch):
     x = stack(shape)
     with_halves = orthogonalize(x)
     monkeypatch.setattr(gram, "library", lambda: (None, "not here"))
@@ -62,8 +57,8 @@ def test_the_orthogonal_factor_is_the_same_without_it(shape, monkeypatch):
 
 
 @halves
-def test_a_broken_matrix_does_not_harm_its_neighbours(set_threads):
-    set_threads(2)
+def test_a_broken_matrix_does_not_harm_its_neighbours():
+    torch.set_num_threads(2)
     x = stack((3, 64, 64))
     whole = gram_matrix(x)
     x[1, 5, 7] = float("nan")
@@ -86,6 +81,7 @@ def test_a_broken_matrix_does_not_harm_its_neighbours(set_threads):
 )
 def test_what_does_not_fit_is_torchs(x):
     assert torch.equal(gram_matrix(x), torch.bmm(x, x.mT))
+    assert torch.equal(gram_matrix(x, 0.5), torch.bmm(x, x.mT) + 0.5 * torch.eye(x.shape[-2], dtype=x.dtype))
 
 
 def test_without_a_compiler_torch_multiplies_and_the_reason_is_kept(monkeypatch):

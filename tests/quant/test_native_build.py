@@ -1,5 +1,6 @@
 """The kernel is compiled once and kept; where it cannot be, torch multiplies the same numbers and says so."""
 
+import ctypes
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,23 @@ def test_a_damaged_library_is_built_anew_and_a_whole_one_is_kept(fresh, monkeypa
 
 
 @compiled
+def test_a_change_of_a_part_or_of_a_shared_header_is_compiled_anew(tmp_path, monkeypatch):
+    own, shared = tmp_path / "own", tmp_path / "shared"
+    own.mkdir(), shared.mkdir()
+    headers = '#include "sum_part.h"\n#include "cpp_all.h"\n'
+    (own / "sum.cpp").write_text(headers + 'extern "C" int sum() { return PART + ALL; }')
+    (own / "sum_part.h").write_text("#define PART 1\n")
+    (shared / "cpp_all.h").write_text("#define ALL 10\n")
+    monkeypatch.setattr(cpp, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(cpp, "SHARED", shared)
+    assert ctypes.CDLL(str(cpp.built(own / "sum.cpp"))).sum() == 11
+    (own / "sum_part.h").write_text("#define PART 2\n")
+    assert ctypes.CDLL(str(cpp.built(own / "sum.cpp"))).sum() == 12
+    (shared / "cpp_all.h").write_text("#define ALL 20\n")
+    assert ctypes.CDLL(str(cpp.built(own / "sum.cpp"))).sum() == 22
+
+
+@compiled
 def test_two_processes_may_build_at_once(tmp_path):
     code = (
         "import sys; from pathlib import Path; from forgelib.core import cpp; from forgelib.quant import native\n"
@@ -101,7 +119,7 @@ def test_the_sources_are_in_the_installed_package():
     root = Path(__file__).resolve().parents[2]
     data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["forgelib"]
     sources = [*(root / "forgelib").rglob("*.cpp"), *(root / "forgelib").rglob("*.h")]
-    assert len({source.parent for source in sources}) == 2
+    assert len({source.parent for source in sources}) == 3
     for source in sources:
         assert any(source.relative_to(root / "forgelib").match(pattern) for pattern in data), source
 
