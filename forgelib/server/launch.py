@@ -40,6 +40,7 @@ def arguments(ip: str, port: int | None, token: str) -> list[str]:
         "--PasswordIdentityProvider.hashed_password=",
         "--ServerApp.open_browser=False",
         "--ServerApp.allow_root=True",
+        "--ServerApp.log_level=WARN",  # the address is what the terminal shows
         f"--ServerApp.root_dir={repo_root() / 'notebooks'}",
         f"--ServerApp.jpserver_extensions={{'{EXTENSION}': True}}",
     ]

@@ -2,7 +2,7 @@
 without widgets with `twin()`. A widget is sent to the browser only when what it shows has changed.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import ipywidgets as widgets
@@ -64,13 +64,16 @@ class Menu:
 
 def latest_curve(watch: Watch) -> RunFolder | None:
     """The latest run whose journal has more than one step, else the latest."""
-    drawable = (run for run in watch.runs if run.last and run.last["step"] > 0)
-    return next(drawable, None) or next(iter(watch.runs), None)
+    return next(filter(has_curve, watch.runs), None) or next(iter(watch.runs), None)
 
 
-def run_labels(watch: Watch) -> dict[str, str]:
-    """Folder name -> label of every run."""
-    return {run.name: f"{run.short} {run.tags.get('profile', '')}".strip() for run in watch.runs}
+def has_curve(run: RunFolder) -> bool:
+    return bool(run.last and run.last["step"] > 0)
+
+
+def run_labels(runs: Iterable[RunFolder]) -> dict[str, str]:
+    """Folder name -> label of each run."""
+    return {run.name: f"{run.short} {run.tags.get('profile', '')}".strip() for run in runs}
 
 
 class Curves:
@@ -85,7 +88,7 @@ class Curves:
         self.log.observe(lambda _change: self.look(), names="value")
 
     def look(self) -> None:
-        self.menu.offer(run_labels(self.watch))
+        self.menu.offer(run_labels(filter(has_curve, self.watch.runs)))
         run = self.watch.run(self.menu.value) or latest_curve(self.watch)
         records = self.watch.records(run) if run else []
         drawn = (run and run.name, len(records), records[-1]["step"] if records else None, self.log.value)
@@ -109,8 +112,8 @@ class Compare:
             menu.on_choice(self.look)
 
     def look(self) -> None:
-        self.a.offer(run_labels(self.watch))
-        self.b.offer(run_labels(self.watch))
+        self.a.offer(run_labels(self.watch.runs))
+        self.b.offer(run_labels(self.watch.runs))
         a = self.watch.run(self.a.value) or latest_curve(self.watch)
         b = self.watch.run(self.b.value) or (self.watch.latest(a.step, before=a) if a else None)
         if a is None or b is None:
@@ -181,7 +184,7 @@ class Brake:
         return next((run for run in unfinished if self.menu.value in (LATEST, run.name)), None)
 
     def look(self) -> None:
-        labels = run_labels(self.watch)
+        labels = run_labels(self.watch.runs)
         self.menu.offer({run.name: labels[run.name] for run in self.watch.runs if not run.finished})
         run = self.chosen()
         for button in self.buttons.values():

@@ -7,6 +7,7 @@ import numpy as np
 from forgelib.evaluate import bootstrap_interval
 from forgelib.merge import PAIRS, RECIPES
 from forgelib.phases.genome import Genome
+from forgelib.workbook.tables import number
 
 STRETCHES = 10
 
@@ -35,6 +36,22 @@ def usage_rows(records: Sequence[dict]) -> list[dict]:
         }
         for bits in RECIPES
     ]
+
+
+def genome_pairs(champion: Genome, parents: Sequence[str]) -> dict[str, object]:
+    """The genes that shape the champion, to be read: numbers in four digits, and by name whose dials it has."""
+    genes = {name: _told(value) for name, value in champion.expressed.items() if name != "of"}
+    if champion.of:
+        merged = ", ".join(one.bits for one in champion.of)
+        return {**genes, "dials": f"those of merge {champion.dials + 1}", "of the merges": merged}
+    return {**genes, "dials": f"those of {parents[champion.dials]}"}
+
+
+def _told(value: object) -> str:
+    if isinstance(value, tuple):
+        parts = [_told(part) for part in value]
+        return "; ".join(parts) if value and isinstance(value[0], tuple) else ", ".join(parts)
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def effect_rows(evaluations: Sequence[dict], seed: int) -> list[dict]:

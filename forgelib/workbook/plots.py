@@ -13,8 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-#: With more series than this the legend stands beside the axes, not on the bars.
-CROWDED = 4
 INK, SOFT, LINE = "#1c2330", "#5b6675", "#dfe3e8"
 STYLE = {
     "font.family": "sans-serif",
@@ -145,10 +143,10 @@ def _blank(title: str, xlabel: str, ylabel: str, height: float = 2.9) -> tuple[P
 
 
 def _legend(figure: Plot, axes: Axes, series: int) -> Plot:
+    """Beside the axes, where it hides nothing."""
     if series > 1:
         with mpl.rc_context(STYLE):
-            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if series > CROWDED else {}
-            axes.legend(fontsize=8.5, **beside)
+            axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -20,6 +20,13 @@ from forgelib.workbook.publish import published
 #: The browser itself refuses every request: only the page's own style and images written into it are shown.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 CSS = Path(__file__).with_name("report.css")
+#: What each phase does, for who opens the index first.
+ABOUT = {
+    1: "A small language model with a memory is trained, and three specialists from it.",
+    2: "The three are merged by six techniques; evolution searches for the best merge, the champion.",
+    3: "The champion learns to think before it answers; trials tell whether the thoughts are real.",
+    4: "Its weights are rounded to -1, 0 and 1, trained on, packed and exported.",
+}
 #: What a chapter's badge means where the word alone does not say it.
 MEANING = {"out of date": ' title="its notebook, its code or a library changed since it ran"'}
 
@@ -73,7 +80,7 @@ def write_index(phases: Mapping[int, list[Chapter]], run_name: str, reports: Pat
     body = ["<h1>Agent Forge</h1>", f'<p class="meta">{html.escape(run_name)} · {time.strftime("%Y-%m-%d %H:%M")}</p>']
     for number, chapters in sorted(phases.items()):
         body.append(f'<h2><a href="phase{number}.html">Phase {number} · {PHASES[number]}</a>{_tally(chapters)}</h2>')
-        body.append(f'<p class="meta">{html.escape(_rows_by_source(chapters))}</p>')
+        body.append(f'<p>{ABOUT[number]}</p><p class="meta">{html.escape(_rows_by_source(chapters))}</p>')
         body.append(_scroll(tables.table([_step_row(chapter) for chapter in chapters])))
         body.append(_scroll(tables.table([_gate_row(gate) for chapter in chapters for gate in chapter.gates])))
         body += [_failure(chapter) for chapter in chapters if chapter.status == "failed"]

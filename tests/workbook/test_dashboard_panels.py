@@ -215,6 +215,12 @@ def test_a_menu_keeps_its_choice_and_falls_back_when_it_is_gone(board):
     assert menu.value == LATEST and 'data-records="4"' in made.panels["curves"].twin()
 
 
+def test_curves_are_offered_of_runs_that_have_one(board):
+    drawn, point = plant("31_quietstar_rl", losses(3)), plant("12_cognate_diversity", losses(1))
+    offered = dict(board().panels["curves"].menu.widget.options).values()
+    assert drawn.dir.name in offered and point.dir.name not in offered
+
+
 def test_two_runs_are_compared_by_a_metric_they_share_and_by_what_differs(board):
     plant("31_quietstar_rl", losses(5), {"episodes": 100, "reward": "binary", "same": 1})
     plant("31_quietstar_rl", [{"step": 0, "loss": 1.0, "own": 2.0}], {"episodes": 200, "same": 1, "added": True})

@@ -1,9 +1,11 @@
 """The search's tables, from records small enough to count by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from forgelib.phases.genome import default_genome
-from forgelib.workbook.evolution_tables import effect_rows, family_rows, usage, usage_rows
+from forgelib.workbook.evolution_tables import effect_rows, family_rows, genome_pairs, usage, usage_rows
 
 CHAMPION = default_genome("010", 3, 2)
 
@@ -28,6 +30,15 @@ def test_usage_counts_members_by_recipe_and_stretch():
     assert set(long["000"].values()) == {2.0}
     (row,) = [row for row in usage_rows(RECORDS) if row["recipe"] == "101"]
     assert row == {"recipe": "101", "techniques": "SLERP, DARE, DFS", "members": 0}
+
+
+def test_a_genome_is_told_in_four_digits_and_whose_dials_it_has_by_name():
+    moved = replace(CHAMPION, weights=(1 / 3, 1 / 3, 1 / 3), dials=2)
+    told = genome_pairs(moved, ["reasoning", "memory", "speed"])
+    assert told["weights"] == "0.3333, 0.3333, 0.3333" and told["dials"] == "those of speed" and told["bits"] == "010"
+    assert "of the merges" not in told and "drop_rate" not in told, "nothing that this recipe does not express"
+    chaos = genome_pairs(replace(CHAMPION, of=(CHAMPION, default_genome("111", 3, 2)), dials=1), ["a", "b", "c"])
+    assert chaos["dials"] == "those of merge 2" and chaos["of the merges"] == "010, 111"
 
 
 def test_effects_are_differences_of_means_with_intervals_over_children():

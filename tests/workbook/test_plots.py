@@ -53,6 +53,14 @@ def test_bars_carry_their_intervals():
     assert [tuple(line.get_ydata()) for line in axes.lines] == [(0.8, 1.2)]
 
 
+@pytest.mark.parametrize("name", ["curves", "bars", "histogram"])
+def test_a_legend_stands_beside_the_axes_and_inside_the_figure(name):
+    figure = FIGURES[name]()
+    figure._repr_svg_()
+    legend, axes = figure.axes[0].get_legend().get_window_extent(), figure.axes[0].get_window_extent()
+    assert axes.x1 <= legend.x0 and legend.x1 <= figure.bbox.x1
+
+
 def test_drawing_changes_no_global_style():
     import matplotlib as mpl
 

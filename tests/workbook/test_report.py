@@ -162,7 +162,7 @@ def test_the_index_lists_every_step_and_links_its_phase(chapter, tmp_path):
     red = fact("gate", name="Latency", passed=False, advice="", rows=[CHECK, RED])
     rows = fact("sources", columns=["source"], rows=[{"source": "mirror"}, {"source": "hub"}, {"source": "mirror"}])
     page = write_index({1: [chapter(green, red, rows)]}, "laptop-seed0-auto", tmp_path).read_text()
-    assert "Datasets: 2 mirror, 1 hub" in page
+    assert "Datasets: 2 mirror, 1 hub" in page and "three specialists" in page
     for word in ('href="phase1.html"', "12_cognate_diversity", "1:05", "2026-01-01", "Diversity", "Latency"):
         assert word in page, word
     assert "1 of 2 gates passed" in page and "latency 0.12, needed &gt; 0.3" in page and "halting 0.41" not in page
