@@ -2,11 +2,9 @@
 
 from .accuracy import Answers, answer_by_generation, first_line
 from .diversity import (
-    cycles_per_text,
-    halted_and_right,
+    Behaviour,
+    behaviour,
     interleaved_latency,
-    memory_horizon_per_text,
-    memory_share_per_text,
     relative_spread,
     spread_of_means,
     spread_of_medians,
@@ -17,17 +15,15 @@ from .perplexity import losses_per_text, perplexity
 
 __all__ = [
     "Answers",
+    "Behaviour",
     "answer_by_generation",
+    "behaviour",
     "bootstrap_interval",
     "by_category",
     "constant_guess",
-    "cycles_per_text",
     "first_line",
-    "halted_and_right",
     "interleaved_latency",
     "losses_per_text",
-    "memory_horizon_per_text",
-    "memory_share_per_text",
     "mixed_questions",
     "mixed_texts",
     "perplexity",

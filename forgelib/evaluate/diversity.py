@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,57 +25,52 @@ def spread_of_medians(*samples: np.ndarray) -> float:
     return relative_spread(*(float(np.median(sample)) for sample in samples))
 
 
-@torch.no_grad()
-def cycles_per_text(model: torch.nn.Module, input_ids: Tensor, batch_size: int = 16) -> np.ndarray:
-    """Mean recursion cycles per token of each text, [N]; input_ids [N, T]."""
-    model.eval()
-    parts = [model(input_ids=_for(model, rows), use_cache=False).n_cycles for rows in input_ids.split(batch_size)]
-    return torch.cat(parts).float().mean(dim=1).double().cpu().numpy()
+@dataclass(frozen=True)
+class Behaviour:
+    """How a model read N texts of T tokens at inference, halting on.
 
-
-@torch.no_grad()
-def halted_and_right(model: torch.nn.Module, input_ids: Tensor, batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Per predicted token: did it stop because it was sure; was its most likely next token right? Two bool arrays."""
-    model.eval()
-    sure, right = [], []
-    for rows in input_ids.split(batch_size):
-        rows = _for(model, rows)
-        output = model(input_ids=rows, use_cache=False)
-        sure.append(output.halt_probability[:, :-1] >= model.config.act_threshold)
-        right.append(output.logits[:, :-1].argmax(-1) == rows[:, 1:])
-    return torch.cat(sure).flatten().cpu().numpy(), torch.cat(right).flatten().cpu().numpy()
-
-
-@torch.no_grad()
-def memory_share_per_text(model: torch.nn.Module, input_ids: Tensor) -> np.ndarray:
-    """Share of the mixed signal that comes from memory in each text, mean over the memories, [N], 0 to 1."""
-    model.eval()
-    shares = [model(input_ids=_for(model, row[None]), use_cache=False).memory_share.mean() for row in input_ids]
-    return torch.stack(shares).double().cpu().numpy()
-
-
-@torch.no_grad()
-def memory_horizon_per_text(model: torch.nn.Module, input_ids: Tensor) -> np.ndarray:
-    """For how many tokens the memories keep what they learn, by the forget gates that each text really opens, [N].
-
-    The inverse of the mean forget gate alpha over heads and tokens, averaged over the memories (modules that have
-    `writes`); never above the configured horizon.
+    cycles: [N] mean recursion cycles per token. horizon: [N] for how many tokens the memories keep what they learn, by
+    the forget gates that each text really opened: the inverse of the mean forget gate alpha over heads and tokens,
+    averaged over the memories; never above the configured horizon. memory_share: share of the mixed signal that comes
+    from memory, mean over memories and texts, 0 to 1. sure, right: [N (T - 1)] of each predicted token whether it
+    stopped because it was sure, and whether its most likely next token was right.
     """
+
+    cycles: np.ndarray
+    horizon: np.ndarray
+    memory_share: float
+    sure: np.ndarray
+    right: np.ndarray
+
+
+@torch.no_grad()
+def behaviour(model: torch.nn.Module, input_ids: Tensor, batch_size: int = 16) -> Behaviour:
+    """Read input_ids [N, T] once and tell all of it. Memories are modules that have `writes` and `ltm_tokens`."""
     model.eval()
     memories = [module for module in model.modules() if hasattr(module, "writes") and hasattr(module, "ltm_tokens")]
-    horizons: list[float] = []
+    horizons: list[Tensor] = []
 
-    def seen(module: torch.nn.Module, inputs: tuple) -> None:
-        horizons.append(1 / float((1 - module.writes(inputs[0], None, None)[0].decay).mean()))
+    def look(memory: torch.nn.Module, inputs: tuple) -> None:
+        forgotten = 1 - memory.writes(inputs[0], None, None)[0].decay
+        horizons.append(1 / forgotten.flatten(1).mean(dim=1).double())
 
-    handles = [memory.register_forward_pre_hook(seen) for memory in memories]
+    handles = [memory.register_forward_pre_hook(look) for memory in memories]
+    parts = []
     try:
-        for row in input_ids:
-            model(input_ids=_for(model, row[None]), use_cache=False)
+        for rows in input_ids.split(batch_size):
+            horizons.clear()
+            rows = _for(model, rows)
+            output = model(input_ids=rows, use_cache=False)
+            cycles, horizon = output.n_cycles.float().mean(dim=1).double(), torch.stack(horizons).mean(dim=0)
+            share = output.memory_share.mean().double().expand(len(rows))
+            sure = (output.halt_probability[:, :-1] >= model.config.act_threshold).flatten()
+            right = (output.logits[:, :-1].argmax(-1) == rows[:, 1:]).flatten()
+            parts.append((cycles, horizon, share, sure, right))
     finally:
         for handle in handles:
             handle.remove()
-    return np.array(horizons).reshape(len(input_ids), len(memories)).mean(axis=1)
+    cycles, horizon, share, sure, right = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+    return Behaviour(cycles, horizon, float(share.mean()), sure, right)
 
 
 @torch.no_grad()

@@ -3,10 +3,8 @@
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from forgelib import evaluate
@@ -35,19 +33,6 @@ def load_specialists(p: Parameters) -> tuple[dict[str, CognateForCausalLM], dict
     return {name: load_model(artifact) for name, artifact in artifacts.items()}, artifacts
 
 
-@dataclass(frozen=True)
-class Behaviour:
-    """How a model read some texts: mean cycles per token and horizon of its memory in tokens, [n texts] each."""
-
-    cycles: np.ndarray
-    horizon: np.ndarray
-
-
-def behaviour(model: CognateForCausalLM, texts: torch.Tensor) -> Behaviour:
-    """Measured as at inference, halting on."""
-    return Behaviour(evaluate.cycles_per_text(model, texts), evaluate.memory_horizon_per_text(model, texts))
-
-
 @contextlib.contextmanager
 def common_dials(
     model: CognateForCausalLM, act_threshold: float = 0.95, max_cycles: int = TRUNK_CYCLES
@@ -61,9 +46,9 @@ def common_dials(
         model.set_dials(own)
 
 
-def halting_row(name: str, model: CognateForCausalLM, texts: torch.Tensor) -> dict:
+def halting_row(name: str, model: CognateForCausalLM, found: evaluate.Behaviour) -> dict:
     """How often the model's tokens stopped because they were sure, and how often they were right to."""
-    sure, right = evaluate.halted_and_right(model, texts)
+    sure, right = found.sure, found.right
     return {
         "model": name,
         "threshold": model.config.act_threshold,
@@ -74,7 +59,7 @@ def halting_row(name: str, model: CognateForCausalLM, texts: torch.Tensor) -> di
     }
 
 
-def memory_row(name: str, model: CognateForCausalLM, texts: torch.Tensor, horizon: np.ndarray) -> dict:
+def memory_row(name: str, model: CognateForCausalLM, texts: torch.Tensor, found: evaluate.Behaviour) -> dict:
     """What the memory is worth to the model: its share of the signal, and the loss with and without it."""
     on = evaluate.losses_per_text(model, texts)
     model.model.use_memory = False
@@ -85,8 +70,8 @@ def memory_row(name: str, model: CognateForCausalLM, texts: torch.Tensor, horizo
     return {
         "model": name,
         "horizon set": model.config.ltm_tokens,
-        "horizon measured": round(float(horizon.mean())),
-        "share of the signal": round(float(evaluate.memory_share_per_text(model, texts).mean()), 3),
+        "horizon measured": round(float(found.horizon.mean())),
+        "share of the signal": round(found.memory_share, 3),
         "loss": round(float(on.mean()), 3),
         "loss with the memory off": round(float(off.mean()), 3),
     }

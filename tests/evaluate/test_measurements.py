@@ -9,14 +9,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from forgelib.data import Example
 from forgelib.evaluate import (
     answer_by_generation,
+    behaviour,
     bootstrap_interval,
     by_category,
     constant_guess,
-    cycles_per_text,
     interleaved_latency,
     losses_per_text,
-    memory_horizon_per_text,
-    memory_share_per_text,
     mixed_questions,
     mixed_texts,
     perplexity,
@@ -132,14 +130,26 @@ def test_pairs_are_drawn_together():
 
 
 def test_cycles_and_memory_are_measured_per_text():
-    ids = torch.randint(0, 11, (4, 8))
-    never, always = cognate(act_threshold=0.999999), cognate(act_threshold=1e-6)
-    np.testing.assert_allclose(cycles_per_text(never, ids), 3.0)
-    np.testing.assert_allclose(cycles_per_text(always, ids), 1.0)
-    together = cycles_per_text(cognate(act_threshold=0.12), ids, batch_size=4)
-    np.testing.assert_allclose(together, cycles_per_text(cognate(act_threshold=0.12), ids, batch_size=1))
-    shares = memory_share_per_text(never, ids)
-    assert shares.shape == (4,) and (shares > 0).all() and (shares < 1).all()
+    ids = torch.randint(0, 11, (5, 8))
+    never, always = behaviour(cognate(act_threshold=0.999999), ids), behaviour(cognate(act_threshold=1e-6), ids)
+    np.testing.assert_allclose(never.cycles, 3.0)
+    np.testing.assert_allclose(always.cycles, 1.0)
+    assert not never.sure.any() and always.sure.all() and always.sure.shape == (5 * 7,)
+    model = cognate(act_threshold=0.12)
+    together, alone = behaviour(model, ids, batch_size=2), [behaviour(model, ids[i : i + 1]) for i in range(5)]
+    for name in ("cycles", "horizon", "sure", "right"):
+        apart = np.concatenate([getattr(one, name) for one in alone])
+        np.testing.assert_allclose(getattr(together, name), apart, rtol=1e-4)
+    assert len(set(together.horizon)) == 5, "each text has its own"
+    assert together.memory_share == pytest.approx(np.mean([one.memory_share for one in alone]), abs=1e-6)
+    assert 0 < together.memory_share < 1
+
+
+def test_a_token_is_right_where_the_likeliest_next_one_comes():
+    ids, model = torch.randint(0, 11, (2, 8)), cognate()
+    likeliest = model(input_ids=ids).logits.argmax(-1)
+    expected = (likeliest[:, :-1] == ids[:, 1:]).flatten().numpy()
+    np.testing.assert_array_equal(behaviour(model, ids).right, expected)
 
 
 def test_the_horizon_follows_the_forget_gate():
@@ -148,10 +158,10 @@ def test_the_horizon_follows_the_forget_gate():
     with torch.no_grad():
         gates.weight.zero_()
         gates.bias[-2:] = -100.0  # alpha at its floor 1 / 50 in both heads
-    np.testing.assert_allclose(memory_horizon_per_text(model, ids), 50.0, rtol=1e-4)
+    np.testing.assert_allclose(behaviour(model, ids).horizon, 50.0, rtol=1e-4)
     with torch.no_grad():
         gates.bias[-2:] = 0.0  # alpha = 1/50 + 49/50 / 2
-    np.testing.assert_allclose(memory_horizon_per_text(model, ids), 1 / 0.51, rtol=1e-4)
+    np.testing.assert_allclose(behaviour(model, ids).horizon, 1 / 0.51, rtol=1e-4)
 
 
 def test_latency_sees_who_recurses_more():
