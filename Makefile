@@ -30,7 +30,7 @@ bench: $(VENV)/.installed-test     ## speed, convergence and grokking ratios; mi
 	$(BIN)/python -m bench
 
 lab: $(VENV)/.installed            ## open the notebooks; the control API is at /forge/api/docs
-	cd notebooks && ../$(BIN)/jupyter lab --ServerApp.jpserver_extensions="{'forgelib.server': True}"
+	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks --ServerApp.jpserver_extensions="{'forgelib.server': True}"
 
 clean:                             ## forget the environment; runs and reports stay
 	rm -rf $(VENV) forgelib.egg-info

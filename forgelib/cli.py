@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from forgelib.core.paths import reports_dir, runs_dir
+from forgelib.core.paths import pin_folders, reports_dir, runs_dir
 from forgelib.core.tracking import JOURNAL
 from forgelib.workbook.console import say
 from forgelib.workbook.params import ParameterError
@@ -39,6 +39,7 @@ def options(
     ] = False,
 ) -> None:
     """Options of `forge` itself."""
+    pin_folders()
 
 
 @app.command()

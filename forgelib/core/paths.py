@@ -50,6 +50,14 @@ def datasets_mirror() -> Path | None:
     return Path(chosen).expanduser().resolve() if chosen else None
 
 
+def pin_folders() -> None:
+    """Make the folders that the environment names absolute, as they are seen from here: a kernel starts in notebooks/,
+    where "../datasets" would be another folder."""
+    for name in ("FORGE_RUNS", "FORGE_DATASETS"):
+        if chosen := os.environ.get(name):
+            os.environ[name] = str(Path(chosen).expanduser().resolve())
+
+
 def default_profile() -> str:
     """$FORGE_PROFILE, else laptop. Not checked here: who uses it says what is allowed."""
     return os.environ.get("FORGE_PROFILE") or "laptop"

@@ -13,10 +13,13 @@ def _jupyter_server_extension_points() -> list[dict[str, str]]:
 
 
 def _load_jupyter_server_extension(app: Any) -> None:
-    """Add the handlers to a Jupyter server, and close the records of jobs that died while no server ran."""
+    """Add the handlers to a Jupyter server, and close the records of jobs that died while no server ran. Its kernels
+    see the folders that the environment names as this process does."""
+    from forgelib.core.paths import pin_folders
     from forgelib.server import jobs
     from forgelib.server.handlers import handlers
 
+    pin_folders()
     app.web_app.add_handlers(".*$", handlers(app.web_app.settings["base_url"]))
     jobs.settle_all()
     app.log.info("Agent Forge control API at %sforge/api/docs", app.web_app.settings["base_url"])

@@ -1,14 +1,16 @@
 """`forge serve` listens where it says, and shows a token that it made itself exactly once."""
 
+import logging
 import os
 import signal
 import socket
 import subprocess
 import urllib.request
+from types import SimpleNamespace
 
 from serving import FORGE, ROOT, build_house, environment, wait_for
 
-from forgelib.server import _jupyter_server_extension_points
+from forgelib.server import _jupyter_server_extension_points, _load_jupyter_server_extension
 from forgelib.server.launch import arguments
 
 
@@ -31,6 +33,16 @@ def test_an_address_that_is_not_of_this_machine_is_said_in_a_sentence(tmp_path):
     done = subprocess.run(command, cwd=house, env=given, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("forge: --ip 192.0.2.1: cannot be listened at (")
+
+
+def test_the_kernels_of_a_server_see_the_folders_that_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORGE_RUNS", "here/runs")
+    monkeypatch.setenv("FORGE_DATASETS", "../rows")
+    web = SimpleNamespace(add_handlers=lambda *handlers: None, settings={"base_url": "/"})
+    _load_jupyter_server_extension(SimpleNamespace(web_app=web, log=logging.getLogger()))
+    assert os.environ["FORGE_RUNS"] == str(tmp_path / "here" / "runs")
+    assert os.environ["FORGE_DATASETS"] == str(tmp_path.parent / "rows")
 
 
 def test_a_generated_token_is_printed_once_and_opens_the_door(tmp_path):

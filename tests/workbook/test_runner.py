@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from forgelib.workbook.plan import Step, notebook_digest, select, step_keys
 from forgelib.workbook.runner import RunFailed, _what_next, executed_dir, read_record, run_plan
 
 SMOKE = {"profile": "smoke"}
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -47,6 +49,22 @@ def test_a_mirror_that_is_not_there_is_refused_before_any_kernel_starts(house, n
     monkeypatch.setenv("FORGE_DATASETS", str(tmp_path / "nowhere"))
     with pytest.raises(ParameterError, match="nowhere is no folder: correct FORGE_DATASETS"):
         run_plan(SMOKE)
+
+
+def test_folders_named_from_where_the_command_is_given_are_those_of_its_notebooks(house, write_chapter, tmp_path):
+    """A notebook's kernel starts in notebooks/, where ../rows is another folder."""
+    (tmp_path / "rows").mkdir()
+    look = "from forgelib.core.paths import datasets_mirror, runs_dir\nprint(datasets_mirror(), runs_dir())"
+    write_chapter("00_environment", look)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FORGE")}
+    given = kept | {"FORGE_DATASETS": "../rows", "FORGE_RUNS": "../results", "PYTHONPATH": str(ROOT)}
+    forge = [sys.executable, "-c", "from forgelib.cli import main; main()"]
+    command = [*forge, "run", "--profile", "smoke", "--only", "00"]
+    done = subprocess.run(command, cwd=house, env=given, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (notebook,) = (tmp_path / "results" / "executed").rglob("00_environment.ipynb")
+    printed = [line for line in notebook.read_text().splitlines() if str(tmp_path / "rows") in line]
+    assert printed and str(tmp_path / "results") in printed[0]
 
 
 def test_a_page_runs_only_when_it_is_named_and_is_never_reused(house, write_chapter, monkeypatch):
