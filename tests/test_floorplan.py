@@ -25,7 +25,7 @@ FLOORS = {
 EVOMERGE = {"workshop", "population", "ray_population", "racing", "surrogate", "evomerge", "cmaes", "controls"}
 #: Inside a room only these files (and `__init__`) import their siblings. In core, `loop` joins what continues a run
 #: (random numbers, state), `run` what a run is (artifacts, registry, tracking, loop), and `cpp` keeps what it builds
-#: where paths says. In optim the orthogonal factor rests on the Gram matrix, Muon's passes on the filter and the tiles.
+#: where paths says. In optim the orthogonal factor rests on the Gram matrix, Muon's passes on filter and tiles.
 #: In thoughts, `sampling` and `reading` join the two ways of going through a text, and `quietstar` joins these two with
 #: the mixing head. In quant each rests on the one before: the product, the layer, the model, its folder, the folders of
 #: other engines, its decoder.

@@ -35,8 +35,7 @@ def _names_forgelib(path: Path) -> bool:
 
 def runs_dir() -> Path:
     """Runs and artifacts: $FORGE_RUNS, else data/runs of the repository."""
-    chosen = os.environ.get("FORGE_RUNS")
-    return Path(chosen).expanduser().resolve() if chosen else repo_root() / "data" / "runs"
+    return _named("FORGE_RUNS") or repo_root() / "data" / "runs"
 
 
 def cache_dir() -> Path:
@@ -46,16 +45,21 @@ def cache_dir() -> Path:
 
 def datasets_mirror() -> Path | None:
     """The folder of local rows, $FORGE_DATASETS, or None."""
-    chosen = os.environ.get("FORGE_DATASETS")
-    return Path(chosen).expanduser().resolve() if chosen else None
+    return _named("FORGE_DATASETS")
 
 
 def pin_folders() -> None:
     """Make the folders that the environment names absolute, as they are seen from here: a kernel starts in notebooks/,
     where "../datasets" would be another folder."""
     for name in ("FORGE_RUNS", "FORGE_DATASETS"):
-        if chosen := os.environ.get(name):
-            os.environ[name] = str(Path(chosen).expanduser().resolve())
+        if (folder := _named(name)) is not None:
+            os.environ[name] = str(folder)
+
+
+def _named(variable: str) -> Path | None:
+    """The folder that a variable of the environment names, absolute; None where it is empty or not set."""
+    chosen = os.environ.get(variable)
+    return Path(chosen).expanduser().resolve() if chosen else None
 
 
 def default_profile() -> str:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from forgelib.core.cpp import CannotBuild, built
 
+from .gram import FLAGS
 from .grokfast import amplify
 from .tiles import tiles
 
 SOURCE = Path(__file__).with_name("muon_pass.cpp")
-FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mprefer-vector-width=512")
 #: Numbers that muon_pass.cpp takes at a time: matrices have a multiple of it.
 LANES = 16
 #: Numbers from which on a second thread pays: two of the blocks that muon_pass.cpp shares out.
