@@ -4,8 +4,8 @@ TQ2_0 stores 256 weights of a row in 66 bytes (2 bits each and a float16 scale),
 ours exactly; the scale is rounded to float16 (at most 1 part in 2,048). Embeddings, head and kept layers are float16,
 norms float32. Llama's queries and keys are stored with their rows in llama.cpp's rotary order.
 
-llama.cpp rounds activations to int8 in blocks of 256, we do it a token: its outputs are near ours, not equal. What
-transformers reads from the file (`gguf_file=`) it multiplies in float32.
+llama.cpp rounds activations to int8 in blocks of 256, we do it a token: its outputs are near ours, not equal (a test
+asks llama.cpp itself). What transformers reads from the file (`gguf_file=`) it multiplies in float32.
 """
 
 from pathlib import Path
