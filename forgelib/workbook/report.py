@@ -27,6 +27,8 @@ ABOUT = {
     3: "The champion learns to think before it answers; trials tell whether the thoughts are real.",
     4: "Its weights are rounded to -1, 0 and 1, trained on, packed and exported.",
 }
+#: Where the verdicts of a phase would stand.
+NO_GATE = "<p>No gate has been reached.</p>"
 #: What a chapter's badge means where the word alone does not say it.
 MEANING = {"out of date": ' title="its notebook, its code or a library changed since it ran"'}
 
@@ -82,7 +84,8 @@ def write_index(phases: Mapping[int, list[Chapter]], run_name: str, reports: Pat
         body.append(f'<h2><a href="phase{number}.html">Phase {number} · {PHASES[number]}</a>{_tally(chapters)}</h2>')
         body.append(f'<p>{ABOUT[number]}</p><p class="meta">{html.escape(_rows_by_source(chapters))}</p>')
         body.append(_scroll(tables.table([_step_row(chapter) for chapter in chapters])))
-        body.append(_scroll(tables.table([_gate_row(gate) for chapter in chapters for gate in chapter.gates])))
+        gates = [_gate_row(gate) for chapter in chapters for gate in chapter.gates]
+        body.append(_scroll(tables.table(gates)) if gates else NO_GATE)
         body += [_failure(chapter) for chapter in chapters if chapter.status == "failed"]
     return _write(reports / "index.html", "Agent Forge", "\n".join(body))
 
@@ -90,7 +93,7 @@ def write_index(phases: Mapping[int, list[Chapter]], run_name: str, reports: Pat
 def _verdicts(chapters: Iterable[Chapter]) -> str:
     parts = [_failure(c) for c in chapters if c.status == "failed"]
     parts += [f'<p class="meta">{html.escape(c.name)}</p>{tables.gate(gate)}' for c in chapters for gate in c.gates]
-    return "".join(parts) or "<p>No gate was reached: not run.</p>"
+    return "".join(parts) or NO_GATE
 
 
 def _tally(chapters: list[Chapter]) -> str:

@@ -185,6 +185,7 @@ def test_the_index_says_whose_rows_a_phase_without_its_own_used(chapter, tmp_pat
     absent = Chapter("40_bitnet_quantize", tmp_path / "absent.ipynb", {})
     page = write_index({2: [chapter()], 4: [absent]}, "laptop", tmp_path).read_text()
     assert page.index("Datasets: those of Phase 1") < page.index("Phase 4") < page.index("Datasets: not run")
+    assert page.count("No gate has been reached.") == 2 and "no rows" not in page
 
 
 def test_a_torn_notebook_is_named_damaged(tmp_path):
