@@ -31,10 +31,18 @@ class MuonGrokfast(torch.optim.Optimizer):
 
     Gradients are read, never changed. NaN or infinity in a gradient passes into weights and averages: nothing is
     repaired or skipped here, so look at loss and gradient norm before the step (forgelib.core.health).
-    Raises ValueError for a model it cannot train, naming the parameter or module (`split_parameters`, `qk_clip`).
+    Raises ValueError for a model it cannot train, naming the parameter or module (`split_parameters`, `qk_clip`), and
+    TypeError for parameters instead of a model, or a preset's name instead of a configuration.
     """
 
     def __init__(self, model: nn.Module, config: MuGrokConfig):
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"MuonGrokfast takes the model itself, not {type(model).__name__}: its modules tell which matrices are "
+                "hidden layers, which are tables or heads, and where attention logits are clipped"
+            )
+        if not isinstance(config, MuGrokConfig):
+            raise TypeError(f"config is {type(config).__name__}: give MuGrokConfig.preset(name) or a MuGrokConfig")
         self.config = config
         split = split_parameters(model)
         adamw_lr = config.muon_lr if config.adamw_lr is None else config.adamw_lr
@@ -63,6 +71,11 @@ class MuonGrokfast(torch.optim.Optimizer):
             self.last_clip = clip_heads(self._attention, self.config.qk_clip_threshold)
         return loss
 
+    def __getstate__(self) -> dict:
+        """What copies and pickles hold: torch's part, and what this optimizer knows of the model."""
+        own = {name: vars(self)[name] for name in ("config", "_transposed", "_attention", "last_clip")}
+        return {**super().__getstate__(), **own}
+
     def load_state_dict(self, state_dict: dict) -> None:
         """Take up a saved state; the given tensors are copied, because steps change the optimizer's own in place."""
         super().load_state_dict(copy.deepcopy(state_dict))
@@ -72,7 +85,7 @@ class MuonGrokfast(torch.optim.Optimizer):
         for p in parameters:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-            stacks[p.shape, p.dtype, id(p) in self._transposed].append(p)
+            stacks[p.shape, p.dtype, p in self._transposed].append(p)
         for (shape, _, transposed), stack in stacks.items():
             outputs, inputs = reversed(shape) if transposed else shape
             rate = group["lr"] * max(1.0, outputs / inputs) ** 0.5

@@ -17,13 +17,13 @@ HEAD_NAMES = ("lm_head", "head", "score", "classifier")
 class Split:
     """muon: hidden matrices. decayed, spared: what AdamW takes, with two or more dimensions and with fewer.
 
-    transposed: ids of hidden matrices stored [inputs, outputs] (GPT-2's Conv1D) instead of [outputs, inputs].
+    transposed: hidden matrices stored [inputs, outputs] (GPT-2's Conv1D) instead of [outputs, inputs].
     """
 
     muon: list[Tensor] = field(default_factory=list)
     decayed: list[Tensor] = field(default_factory=list)
     spared: list[Tensor] = field(default_factory=list)
-    transposed: set[int] = field(default_factory=set)
+    transposed: set[Tensor] = field(default_factory=set)
 
 
 def split_parameters(model: nn.Module) -> Split:
@@ -51,7 +51,7 @@ def split_parameters(model: nn.Module) -> Split:
             (split.decayed if p.dim() > 1 else split.spared).append(p)
     if not (split.muon or split.decayed or split.spared):
         raise ValueError("the model has no parameter that requires a gradient")
-    split.transposed = {id(m.weight) for m in model.modules() if type(m).__name__ == "Conv1D"}
+    split.transposed = {m.weight for m in model.modules() if type(m).__name__ == "Conv1D"}
     return split
 
 

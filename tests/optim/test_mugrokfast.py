@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -218,6 +219,35 @@ def test_a_saved_optimizer_continues_to_the_bit():
         assert torch.equal(p, q), name
 
 
+class Conv1DAttention(nn.Module):
+    """What the optimizer has to know of a model besides its parameters: matrices [in, out], and heads to clip."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.c_attn, self.head = nn.Embedding(11, 8), Conv1D(24, 8), nn.Linear(8, 11)
+        self.max_logits = None
+
+    def forward(self, ids):
+        q, k, v = self.c_attn(self.embed(ids)).chunk(3, -1)
+        logits = q @ k.mT
+        self.max_logits = logits.detach().amax().reshape(1)
+        return self.head(logits.softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_of_model_and_optimizer_goes_on_alike(copied):
+    torch.manual_seed(0)
+    model = Conv1DAttention()
+    optimizer = MuonGrokfast(model, MuGrokConfig(muon_lr=0.1, qk_clip_threshold=0.01))
+    train(model, optimizer, 1)
+    other, its = copied((model, optimizer))
+    train(model, optimizer, 3, start=1)
+    train(other, its, 3, start=1)
+    assert its.last_clip == optimizer.last_clip == {"": [0]}
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert p is not q and torch.equal(p, q), name
+
+
 def test_a_scheduler_scales_every_group():
     model = seeded()
     optimizer = MuonGrokfast(model, MuGrokConfig(muon_lr=0.01, adamw_lr=0.002))
@@ -265,6 +295,13 @@ def test_models_it_cannot_train_are_refused_by_name(spoil, message):
     spoil(model)
     with pytest.raises(ValueError, match=message):
         MuonGrokfast(model, MuGrokConfig())
+
+
+def test_what_is_no_model_or_no_configuration_is_refused():
+    with pytest.raises(TypeError, match="takes the model itself, not list"):
+        MuonGrokfast(list(seeded().parameters()), MuGrokConfig())
+    with pytest.raises(TypeError, match="config is str: give MuGrokConfig"):
+        MuonGrokfast(seeded(), "cognate")
 
 
 def test_a_large_table_stepped_in_row_blocks_moves_as_one_stepped_whole(monkeypatch):
