@@ -99,6 +99,7 @@ class CognateModel(CognatePreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         halt: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs,
     ) -> CognateOutput:
         """States y [B, T, D] after the recursion.
@@ -106,13 +107,21 @@ class CognateModel(CognatePreTrainedModel):
         Args:
             attention_mask: [B, S] 1 for text, 0 for padding on the left; the new tokens are its last T columns.
             halt: stop each token once it is sure; None means: at inference, not in training.
+            output_hidden_states: give the embeddings, the output of each block, and y. None means: as the config says.
+        Raises ValueError for a text without tokens, and for `output_attentions`: weights are never held.
         """
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if x.shape[1] == 0:
+            raise ValueError("the text has no tokens: give at least one")
+        if kwargs.get("output_attentions"):
+            raise ValueError("output_attentions: a Cognate model never holds its attention weights; leave it out")
         cache = self._cache(past_key_values, use_cache)
         reach = self._reach(x, attention_mask, cache)
-        entropies, shares = [], []
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        entropies, shares, states = [], [], (x,) * keep
         for block in self.blocks:
             x, entropy, share = block(x, reach, self.use_memory)
+            states += (x,) * keep
             if entropy is not None:
                 entropies.append(entropy)
                 shares.append(share)
@@ -120,6 +129,7 @@ class CognateModel(CognatePreTrainedModel):
         halt = not self.training if halt is None else halt
         output = self._recurse_until_sure(x, reach) if halt else self._recurse_fully(x, reach)
         output.past_key_values = cache
+        output.hidden_states = (*states, output.last_hidden_state) if keep else None
         if entropies:
             output.gate_entropy, output.memory_share = torch.stack(entropies).mean(), torch.stack(shares)
         return output
@@ -245,6 +255,7 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         halt: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
         **kwargs,
     ) -> CognateOutput:
         """Logits [B, T or logits_to_keep, V] and, with labels [B, T] (-100: ignored), the loss.
@@ -252,7 +263,8 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
         Args:
             logits_to_keep: compute logits of the last so many tokens only (0: all); the loss is not affected.
         """
-        output = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, halt)
+        asked = (past_key_values, inputs_embeds, use_cache, halt, output_hidden_states)
+        output = self.model(input_ids, attention_mask, *asked, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         output.logits = self.lm_head(output.last_hidden_state[:, kept])
         if labels is not None:
