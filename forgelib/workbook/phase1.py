@@ -38,6 +38,12 @@ def tags(p: Parameters, **more: object) -> dict:
     return {"profile": p.profile, "seed": p.seed, "data": p.data, **more}
 
 
+def made_by(notebook: str, p: Parameters, **more: object) -> str:
+    """The command that makes what is missing: the notebook with the parameters that artifacts are told apart by."""
+    named = "".join(f" -p {name} {value}" for name, value in tags(p, **more).items())
+    return f"Make it:  papermill {notebook}.ipynb out.ipynb{named}"
+
+
 def data_config(p: CognateData) -> DataConfig:
     """The notebook's parameters as the data room's configuration."""
     return DataConfig(

@@ -62,7 +62,7 @@ class Family:
 def family(p: Parameters) -> Family:
     """The parents that 12_cognate_diversity published, checked to fit. Raises MissingInput naming what makes them, and
     MergeRefused naming the first mismatch."""
-    hint = "Make it:  papermill 12_cognate_diversity.ipynb out.ipynb"
+    hint = phase1.made_by("12_cognate_diversity", p)
     together = latest_artifact("cognate-parents", phase1.tags(p), hint)
     named = json.loads((together.path / "parents.json").read_text())["parents"]
     artifacts = {name: _published(fact, hint) for name, fact in named.items()}

@@ -39,8 +39,7 @@ class Splits:
 
 def champion(p: Parameters) -> Artifact:
     """The champion of Phase 2. Raises MissingInput naming what makes it."""
-    hint = "Make it:  papermill 21_evomerge_evolve.ipynb out.ipynb"
-    return latest_artifact("evomerge-champion", phase1.tags(p), hint)
+    return latest_artifact("evomerge-champion", phase1.tags(p), phase1.made_by("21_evomerge_evolve", p))
 
 
 def handoff_rows(artifact: Artifact) -> list[dict]:

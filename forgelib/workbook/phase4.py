@@ -52,14 +52,14 @@ class Rows:
 
 def rounded(p: Parameters) -> Artifact:
     """What notebook 40 found. Raises MissingInput naming what makes it."""
-    hint = "Make it:  papermill 40_bitnet_quantize.ipynb out.ipynb"
-    return latest_artifact(ROUNDED, phase1.tags(p, vocabulary=p.vocabulary), hint)
+    own = {"vocabulary": p.vocabulary}
+    return latest_artifact(ROUNDED, phase1.tags(p, **own), phase1.made_by("40_bitnet_quantize", p, **own))
 
 
 def ternary(p: Parameters) -> Artifact:
     """The ternary model. Raises MissingInput naming what makes it."""
-    hint = "Make it:  papermill 41_bitnet_finetune.ipynb out.ipynb"
-    return latest_artifact(TERNARY, phase1.tags(p, vocabulary=p.vocabulary), hint)
+    own = {"vocabulary": p.vocabulary}
+    return latest_artifact(TERNARY, phase1.tags(p, **own), phase1.made_by("41_bitnet_finetune", p, **own))
 
 
 def asked_of(trained: Artifact) -> QuietRL:

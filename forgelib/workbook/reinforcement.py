@@ -55,14 +55,14 @@ class Problems:
 
 def baked(p: Parameters) -> Artifact:
     """The baked model of Step 1. Raises MissingInput naming what makes it."""
-    hint = "Make it:  papermill 30_quietstar_bake.ipynb out.ipynb"
-    return latest_artifact(BAKED, phase1.tags(p, vocabulary=p.vocabulary), hint)
+    own = {"vocabulary": p.vocabulary}
+    return latest_artifact(BAKED, phase1.tags(p, **own), phase1.made_by("30_quietstar_bake", p, **own))
 
 
 def reinforced(p: Parameters) -> Artifact:
     """The model of Step 2. Raises MissingInput naming what makes it."""
-    hint = "Make it:  papermill 31_quietstar_rl.ipynb out.ipynb"
-    return latest_artifact(REINFORCED, phase1.tags(p, vocabulary=p.vocabulary), hint)
+    own = {"vocabulary": p.vocabulary}
+    return latest_artifact(REINFORCED, phase1.tags(p, **own), phase1.made_by("31_quietstar_rl", p, **own))
 
 
 def problems(p: QuietRL, words: Vocabulary) -> Problems:
