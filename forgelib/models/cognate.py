@@ -108,13 +108,12 @@ class CognateModel(CognatePreTrainedModel):
             attention_mask: [B, S] 1 for text, 0 for padding on the left; the new tokens are its last T columns.
             halt: stop each token once it is sure; None means: at inference, not in training.
             output_hidden_states: give the embeddings, the output of each block, and y. None means: as the config says.
-        Raises ValueError for a text without tokens, and for `output_attentions`: weights are never held.
+        Attention weights are never held: like Mamba in transformers, the model gives none where they are asked for.
+        Raises ValueError for a text without tokens.
         """
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if x.shape[1] == 0:
             raise ValueError("the text has no tokens: give at least one")
-        if kwargs.get("output_attentions"):
-            raise ValueError("output_attentions: a Cognate model never holds its attention weights; leave it out")
         cache = self._cache(past_key_values, use_cache)
         reach = self._reach(x, attention_mask, cache)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -264,7 +263,7 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
             logits_to_keep: compute logits of the last so many tokens only (0: all); the loss is not affected.
         """
         asked = (past_key_values, inputs_embeds, use_cache, halt, output_hidden_states)
-        output = self.model(input_ids, attention_mask, *asked, **kwargs)
+        output = self.model(input_ids, attention_mask, *asked)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         output.logits = self.lm_head(output.last_hidden_state[:, kept])
         if labels is not None:

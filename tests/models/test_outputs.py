@@ -27,8 +27,6 @@ def test_hidden_states_of_a_generation(tiny, text):
     assert [step[0].shape[1] for step in found.hidden_states] == [10, 1, 1]
 
 
-def test_attention_weights_that_are_never_held_and_a_text_without_tokens_are_refused(model, text):
-    with pytest.raises(ValueError, match="output_attentions"):
-        model(text(1, 10), output_attentions=True)
+def test_a_text_without_tokens_is_refused(model, text):
     with pytest.raises(ValueError, match="no tokens"):
         model(text(1, 0))
