@@ -2,7 +2,8 @@
 
 llama.cpp has its own splitters of text before the merges, known by name: "gpt-2" is GPT-2's pattern, "smollm" splits
 digits singly first. A tokenizer that splits otherwise, or is no byte-level BPE, is not written: a file that tokenizes a
-little differently would be a worse one than a file without a tokenizer.
+little differently would be a worse one than a file without a tokenizer. llama.cpp loads such a file, but its programs
+read and print text, and stop at the first token.
 """
 
 import json
