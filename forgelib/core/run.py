@@ -124,11 +124,12 @@ def open_run(
     return Run(step, key, folder, root, params, parents, seed, tags, tracker)
 
 
-def latest_artifact(name: str, tags: dict, hint: str) -> Artifact:
-    """The newest artifact of this name and these tags, its hashes verified. Raises MissingInput ending with `hint`."""
+def latest_artifact(name: str, tags: dict, maker: str) -> Artifact:
+    """The newest artifact of this name and these tags, its hashes verified. Raises MissingInput ending with the
+    command that makes it, `maker`."""
     root = runs_dir()
     found = Registry(root).find(name=name, tags=tags)
     if not found:
         asked = ", ".join(f"{tag} {value}" for tag, value in tags.items())
-        raise MissingInput(f"there is no {name} for {asked} below {root}. {hint}")
+        raise MissingInput(f"there is no {name} for {asked} below {root}. Make it:  {maker}")
     return load_artifact(found[0]["path"])

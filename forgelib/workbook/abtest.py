@@ -26,8 +26,9 @@ from forgelib.evaluate.text_thinker import TextThinker
 from forgelib.evaluate.thinker import Thinker, questions
 from forgelib.phases.abtest import WITH, ABConfig, ABResult
 from forgelib.phases.bake import BakeConfig, bake
-from forgelib.workbook import phase1, phase3
+from forgelib.workbook import phase3
 from forgelib.workbook.answered import answered
+from forgelib.workbook.origin import tags
 from forgelib.workbook.params import QuietABTest
 from forgelib.workbook.remembering import Remembering
 
@@ -56,7 +57,7 @@ def open_test(p: QuietABTest, parents: list[Artifact]) -> Run:
         p.model_dump(exclude={"wandb_mode", "on_gate_failure", "checkpoint_every_seconds"}),
         parents=parents,
         seed=p.seed,
-        tags=phase1.tags(p, vocabulary=p.vocabulary),
+        tags=tags(p, vocabulary=p.vocabulary),
         label=p.profile,
         wandb_mode=p.wandb_mode,
         run_name="phase3-step2-abtest",

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from forgelib.core.artifacts import Artifact, load_artifact
 from forgelib.core.paths import runs_dir
 from forgelib.core.registry import Registry
+from forgelib.workbook.origin import made_by
 
-TRIAL = "32_quietstar_antitheater"
+BAKING, TRIAL = "30_quietstar_bake", "32_quietstar_antitheater"
 
 
 def earlier_verdicts(trained: Artifact) -> list[dict]:
@@ -22,7 +23,7 @@ def earlier_verdicts(trained: Artifact) -> list[dict]:
             found += (
                 load_artifact(rows[0]["path"]).manifest["verdicts"] or []
                 if rows
-                else [_not_run("Baking", "papermill 30_quietstar_bake.ipynb out.ipynb")]
+                else [_not_run("Baking", made_by(BAKING, trained.manifest["tags"]))]
             )
     return [*found, *own_verdicts(trained)]
 
@@ -30,7 +31,7 @@ def earlier_verdicts(trained: Artifact) -> list[dict]:
 def own_verdicts(trained: Artifact) -> list[dict]:
     """Verdicts of the reinforcement and of the trial of this very model."""
     trial = _trial(Registry(runs_dir()), trained)
-    not_run = _not_run("anti-theater", f"papermill {TRIAL}.ipynb out.ipynb")
+    not_run = _not_run("anti-theater", made_by(TRIAL, trained.manifest["tags"]))
     return [*(trained.manifest["verdicts"] or []), *(trial or [not_run])]
 
 

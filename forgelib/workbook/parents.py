@@ -13,8 +13,9 @@ from forgelib.core.run import latest_artifact, open_run
 from forgelib.data import SPECIALISTS
 from forgelib.models import CognateForCausalLM
 from forgelib.phases.curriculum import TRUNK_CYCLES
+from forgelib.workbook.origin import made_by, tags
 from forgelib.workbook.params import CognateDiversity, Parameters
-from forgelib.workbook.phase1 import CODE, load_model, made_by, tags
+from forgelib.workbook.phase1 import CODE, load_model
 
 #: The dials of the control: the trunk's.
 COMMON_DIALS = {"act_threshold": 0.95, "max_cycles": TRUNK_CYCLES, "ltm_tokens": 2048}
@@ -23,7 +24,9 @@ COMMON_DIALS = {"act_threshold": 0.95, "max_cycles": TRUNK_CYCLES, "ltm_tokens":
 def load_specialists(p: Parameters) -> tuple[dict[str, CognateForCausalLM], dict[str, Artifact]]:
     """The three specialists by name. Raises MissingInput naming the command that trains the missing one."""
     artifacts = {
-        name: latest_artifact(f"cognate-{name}", tags(p, part=name), made_by("11_cognate_train", p, specialist=name))
+        name: latest_artifact(
+            f"cognate-{name}", tags(p, part=name), made_by("11_cognate_train", tags(p, specialist=name))
+        )
         for name in SPECIALISTS
     }
     return {name: load_model(artifact) for name, artifact in artifacts.items()}, artifacts

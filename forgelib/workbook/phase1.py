@@ -25,23 +25,13 @@ from forgelib.data.prepare import DataBundle, DataConfig, prepare
 from forgelib.models import CognateConfig, CognateForCausalLM
 from forgelib.phases.cognate import PretrainConfig, pretrain
 from forgelib.phases.curriculum import SPECIALIST_CYCLES, TRUNK_CYCLES, specialist_stages, trunk_stages
+from forgelib.workbook.origin import tags
 from forgelib.workbook.params import CognateData, CognateDiversity, CognateTrain, Parameters, profile_values
 
 DATA = "cognate-data"
 #: Whose change makes a finished run of Phase 1 stale: this module and what it imports.
 CODE = ("forgelib.workbook.phase1", "forgelib.workbook.parents")
 disable_progress_bar()  # loading a model redraws a bar in the notebook for every file
-
-
-def tags(p: Parameters, **more: object) -> dict:
-    """What tells this artifact from the same one of another profile, seed or data choice."""
-    return {"profile": p.profile, "seed": p.seed, "data": p.data, **more}
-
-
-def made_by(notebook: str, p: Parameters, **more: object) -> str:
-    """The command that makes what is missing: the notebook with the parameters that artifacts are told apart by."""
-    named = "".join(f" -p {name} {value}" for name, value in tags(p, **more).items())
-    return f"Make it:  papermill {notebook}.ipynb out.ipynb{named}"
 
 
 def data_config(p: CognateData) -> DataConfig:

@@ -31,7 +31,7 @@ from forgelib.phases.ledger import Ledger
 from forgelib.phases.population import LocalPopulation
 from forgelib.phases.racing import Measure
 from forgelib.phases.workshop import Plan, load_config
-from forgelib.workbook import phase1
+from forgelib.workbook.origin import made_by, tags
 from forgelib.workbook.params import EvoEvolve, Parameters
 
 #: Whose change makes a finished run of Phase 2 stale: these modules and what they import.
@@ -62,22 +62,22 @@ class Family:
 def family(p: Parameters) -> Family:
     """The parents that 12_cognate_diversity published, checked to fit. Raises MissingInput naming what makes them, and
     MergeRefused naming the first mismatch."""
-    hint = phase1.made_by("12_cognate_diversity", p)
-    together = latest_artifact("cognate-parents", phase1.tags(p), hint)
+    maker = made_by("12_cognate_diversity", tags(p))
+    together = latest_artifact("cognate-parents", tags(p), maker)
     named = json.loads((together.path / "parents.json").read_text())["parents"]
-    artifacts = {name: _published(fact, hint) for name, fact in named.items()}
+    artifacts = {name: _published(fact, maker) for name, fact in named.items()}
     first = next(iter(artifacts.values()))
-    trunk = _published(next(p for p in first.manifest["parents"] if p["name"] == "cognate-trunk"), hint).path / "model"
+    trunk = _published(next(p for p in first.manifest["parents"] if p["name"] == "cognate-trunk"), maker).path / "model"
     folders = {name: artifact.path / "model" for name, artifact in artifacts.items()}
     check_parents(list(folders.values()), trunk, may_differ=CognateConfig.dials, labels=list(folders))
     return Family(folders, trunk, [together])
 
 
-def _published(fact: dict, hint: str) -> Artifact:
+def _published(fact: dict, maker: str) -> Artifact:
     """The artifact of this name and digest. Raises MissingInput where it is gone."""
     found = [row for row in Registry(runs_dir()).find(name=fact["name"]) if row["digest"] == fact["digest"]]
     if not found:
-        raise MissingInput(f"{fact['name']} {fact['digest'][:12]} is no longer below {runs_dir()}. {hint}")
+        raise MissingInput(f"{fact['name']} {fact['digest'][:12]} is no longer below {runs_dir()}. Make it:  {maker}")
     return load_artifact(found[0]["path"])
 
 
@@ -186,7 +186,7 @@ def open_search(p: EvoEvolve, parents: Family, strategy: str = "evolution", eval
         {**p.model_dump(exclude=left_out), "strategy": strategy, "evaluations": evaluations},
         parents=parents.artifacts,
         seed=p.seed,
-        tags=phase1.tags(p, strategy=strategy),
+        tags=tags(p, strategy=strategy),
         label=f"{p.profile}-{strategy}",
         wandb_mode=p.wandb_mode,
         run_name="phase2-evomerge",

@@ -20,6 +20,7 @@ from forgelib.data.traces import procedural_rows
 from forgelib.evaluate.reasoning import Reasoned
 from forgelib.phases.bake import BakeConfig, bake
 from forgelib.workbook import phase1
+from forgelib.workbook.origin import made_by, tags
 from forgelib.workbook.params import Parameters, QuietBake
 
 #: Whose change makes a finished run of Phase 3 stale: this module and what it imports.
@@ -39,7 +40,7 @@ class Splits:
 
 def champion(p: Parameters) -> Artifact:
     """The champion of Phase 2. Raises MissingInput naming what makes it."""
-    return latest_artifact("evomerge-champion", phase1.tags(p), phase1.made_by("21_evomerge_evolve", p))
+    return latest_artifact("evomerge-champion", tags(p), made_by("21_evomerge_evolve", tags(p)))
 
 
 def handoff_rows(artifact: Artifact) -> list[dict]:
@@ -160,7 +161,7 @@ def open_bake(p: QuietBake, parents: list[Artifact]) -> Run:
         {**p.model_dump(exclude=left_out), "rows_sha256": rows_digest(p)},
         parents=parents,
         seed=p.seed,
-        tags=phase1.tags(p, vocabulary=p.vocabulary),
+        tags=tags(p, vocabulary=p.vocabulary),
         label=p.profile,
         wandb_mode=p.wandb_mode,
         run_name="phase3-step1-baking",

@@ -27,8 +27,9 @@ from forgelib.phases.finetune import FinetuneConfig, Shown, finetune, full_preci
 from forgelib.phases.quantize import Batch, QuantizeConfig, kept, quantize
 from forgelib.quant import PackedTernaryLinear, Rounding, TernaryLinear, convert, pack_model, save_packed
 from forgelib.quant.folder import TERNARY as FILE
-from forgelib.workbook import phase1, phase3, reinforcement
+from forgelib.workbook import phase3, reinforcement
 from forgelib.workbook.answered import answered
+from forgelib.workbook.origin import made_by, tags
 from forgelib.workbook.params import BitnetFinetune, BitnetQuantize, Parameters, QuietBake, QuietRL
 from forgelib.workbook.quantize_rows import Found, batched, enough_right, pad_of, probabilities
 
@@ -52,14 +53,14 @@ class Rows:
 
 def rounded(p: Parameters) -> Artifact:
     """What notebook 40 found. Raises MissingInput naming what makes it."""
-    own = {"vocabulary": p.vocabulary}
-    return latest_artifact(ROUNDED, phase1.tags(p, **own), phase1.made_by("40_bitnet_quantize", p, **own))
+    own = tags(p, vocabulary=p.vocabulary)
+    return latest_artifact(ROUNDED, own, made_by("40_bitnet_quantize", own))
 
 
 def ternary(p: Parameters) -> Artifact:
     """The ternary model. Raises MissingInput naming what makes it."""
-    own = {"vocabulary": p.vocabulary}
-    return latest_artifact(TERNARY, phase1.tags(p, **own), phase1.made_by("41_bitnet_finetune", p, **own))
+    own = tags(p, vocabulary=p.vocabulary)
+    return latest_artifact(TERNARY, own, made_by("41_bitnet_finetune", own))
 
 
 def asked_of(trained: Artifact) -> QuietRL:
@@ -165,7 +166,7 @@ def open_bitnet(
         p.model_dump(exclude={"wandb_mode", "on_gate_failure", *left_out}),
         parents=parents,
         seed=p.seed,
-        tags=phase1.tags(p, vocabulary=p.vocabulary),
+        tags=tags(p, vocabulary=p.vocabulary),
         label=p.profile,
         wandb_mode=p.wandb_mode,
         run_name="phase4-bitnet",

@@ -31,8 +31,9 @@ from forgelib.phases.bake import BakeConfig, bake
 from forgelib.phases.observation import latency_ms, observe
 from forgelib.phases.reinforce import ReinforceConfig, reinforce
 from forgelib.thoughts import add_vocabulary
-from forgelib.workbook import phase1, phase3
+from forgelib.workbook import phase3
 from forgelib.workbook.answered import Answered, answered
+from forgelib.workbook.origin import made_by, tags
 from forgelib.workbook.params import Parameters, QuietRL
 
 #: Whose change makes a finished run stale: this module and what it imports.
@@ -55,14 +56,14 @@ class Problems:
 
 def baked(p: Parameters) -> Artifact:
     """The baked model of Step 1. Raises MissingInput naming what makes it."""
-    own = {"vocabulary": p.vocabulary}
-    return latest_artifact(BAKED, phase1.tags(p, **own), phase1.made_by("30_quietstar_bake", p, **own))
+    own = tags(p, vocabulary=p.vocabulary)
+    return latest_artifact(BAKED, own, made_by("30_quietstar_bake", own))
 
 
 def reinforced(p: Parameters) -> Artifact:
     """The model of Step 2. Raises MissingInput naming what makes it."""
-    own = {"vocabulary": p.vocabulary}
-    return latest_artifact(REINFORCED, phase1.tags(p, **own), phase1.made_by("31_quietstar_rl", p, **own))
+    own = tags(p, vocabulary=p.vocabulary)
+    return latest_artifact(REINFORCED, own, made_by("31_quietstar_rl", own))
 
 
 def problems(p: QuietRL, words: Vocabulary) -> Problems:
@@ -98,7 +99,7 @@ def open_rl(p: QuietRL, parents: list[Artifact]) -> Run:
         p.model_dump(exclude=left_out),
         parents=parents,
         seed=p.seed,
-        tags=phase1.tags(p, vocabulary=p.vocabulary),
+        tags=tags(p, vocabulary=p.vocabulary),
         label=p.profile,
         wandb_mode=p.wandb_mode,
         run_name="phase3-step2-rl",

@@ -17,7 +17,8 @@ from forgelib.evaluate.text_thinker import TextThinker
 from forgelib.evaluate.verdict import Measured, Thresholds, Verdict
 from forgelib.phases.antitheater import TheaterConfig, validate
 from forgelib.phases.observation import coherence
-from forgelib.workbook import phase1, tables
+from forgelib.workbook import tables
+from forgelib.workbook.origin import tags
 from forgelib.workbook.params import QuietRL, QuietTheater
 from forgelib.workbook.publish import publish
 from forgelib.workbook.reinforcement import problems as trained_on
@@ -85,7 +86,7 @@ def open_trial(p: QuietTheater, parents: list[Artifact]) -> Run:
         p.model_dump(exclude={"wandb_mode", "on_gate_failure"}),
         parents=parents,
         seed=p.seed,
-        tags=phase1.tags(p, vocabulary=p.vocabulary),
+        tags=tags(p, vocabulary=p.vocabulary),
         label=p.profile,
         wandb_mode=p.wandb_mode,
         run_name="phase3-step2-antitheater",

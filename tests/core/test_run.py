@@ -125,10 +125,10 @@ def test_killed_between_publishing_and_registering_it_is_published_once(monkeypa
 
 def test_what_is_missing_names_the_way_to_make_it():
     made(tags={"part": "trunk", "seed": 0})
-    hint = "Make it with:  papermill 11_cognate_train.ipynb out.ipynb"
+    maker = "papermill 11_cognate_train.ipynb out.ipynb"
     with pytest.raises(MissingInput, match="there is no trunk for part trunk, seed 1 below") as caught:
-        latest_artifact("trunk", {"part": "trunk", "seed": 1}, hint)
-    assert str(caught.value).endswith(hint)
+        latest_artifact("trunk", {"part": "trunk", "seed": 1}, maker)
+    assert str(caught.value).endswith(f"Make it:  {maker}")
 
 
 def test_the_newest_of_several_counts():

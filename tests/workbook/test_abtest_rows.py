@@ -25,7 +25,7 @@ from forgelib.evaluate.final_answer import same_number
 from forgelib.evaluate.text_thinker import TextThinker
 from forgelib.phases.abtest import NEITHER, WITH, ABConfig, ab_test
 from forgelib.thoughts import add_vocabulary
-from forgelib.workbook import abtest, phase1, reinforcement
+from forgelib.workbook import abtest, origin, reinforcement
 from forgelib.workbook.params import ParameterError, QuietABTest, resolve
 from forgelib.workbook.remembering import Remembering
 
@@ -79,7 +79,7 @@ def planted_run(tiny, p=SMALL):
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
 
-    tags = phase1.tags(p, vocabulary=p.vocabulary)
+    tags = origin.tags(p, vocabulary=p.vocabulary)
     made = [
         open_run(name, {}, seed=p.seed, tags=tags).publish(name, write)
         for name in (reinforcement.REINFORCED, "evomerge-champion")

@@ -1,11 +1,12 @@
 """A notebook that lacks its input names a command that makes this very input, in its profile, seed and vocabulary."""
 
 import shlex
+import shutil
 
 import pytest
 
-from forgelib.core.run import MissingInput
-from forgelib.workbook import parents, phase2, phase3, phase4, reinforcement
+from forgelib.core.run import MissingInput, open_run
+from forgelib.workbook import handoff, parents, phase2, phase3, phase4, reinforcement
 from forgelib.workbook.params import MODELS, resolve
 
 OWN = {"profile": "smoke", "seed": 3, "data": "procedural"}
@@ -29,10 +30,31 @@ def test_the_command_that_is_named_makes_what_is_missing(find):
     p = resolve(lacking, OWN | {name: value for name, value in own.items() if name in lacking.model_fields})
     with pytest.raises(MissingInput) as caught:
         find(p)
-    _, named, output, *given = shlex.split(str(caught.value).partition("Make it:")[2])
-    assert (named, output) == (f"{maker}.ipynb", "out.ipynb") and set(given[::3]) == {"-p"}
-    told = dict(zip(given[1::3], map(typed, given[2::3]), strict=True))
-    assert told == OWN | own and resolve(MODELS[maker], told)
+    assert told(str(caught.value).partition("Make it:")[2]) == (maker, OWN | own)
+
+
+def test_a_trial_that_was_not_run_and_a_baking_that_is_gone_name_the_command_for_this_very_model():
+    facts = {"seed": 3, "tags": OWN | VOCABULARY, "wandb_mode": "disabled", "code": ()}
+    baked = open_run("30", {}, **facts).publish("quietstar-baked", write)
+    trained = open_run("31", {}, parents=[baked], **facts).publish("quietstar-rl", write)
+    (trial,) = handoff.verdict_rows(handoff.earlier_verdicts(trained))
+    assert told(trial["not passed"].removeprefix("not run; ")) == ("32_quietstar_antitheater", OWN | VOCABULARY)
+    shutil.rmtree(baked.path)
+    baking, _ = handoff.verdict_rows(handoff.earlier_verdicts(trained))
+    assert told(baking["not passed"].removeprefix("not run; ")) == ("30_quietstar_bake", OWN | VOCABULARY)
+
+
+def write(folder):
+    (folder / "model.txt").write_text("a model")
+
+
+def told(command):
+    """The notebook that a command names and the parameters it is given, read back and accepted by it."""
+    papermill, notebook, output, *given = shlex.split(command)
+    assert (papermill, output) == ("papermill", "out.ipynb") and set(given[::3]) == {"-p"}
+    parameters = dict(zip(given[1::3], map(typed, given[2::3]), strict=True))
+    assert resolve(MODELS[notebook.removesuffix(".ipynb")], parameters)
+    return notebook.removesuffix(".ipynb"), parameters
 
 
 def typed(text):
