@@ -5,6 +5,7 @@ Every path gives the same bits.
 """
 
 import ctypes
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class Operand:
         bias_address = None if bias is None else bias.data_ptr()
         self.struct = native.LayerStruct(self.codes.data_ptr(), scales.data_ptr(), bias_address, outputs, inputs)
         self.address = ctypes.addressof(self.struct)
+        self.linear = getattr(_binding(), "linear", None)  # looked up once: a call takes half a microsecond
         self._int8: Tensor | None = None
 
     def int8(self) -> Tensor:
@@ -49,6 +51,13 @@ class Operands:
         self.operands, self.inputs = operands, operands[0].inputs
         self.structs = (native.LayerStruct * len(operands))(*(operand.struct for operand in operands))
         self.address = ctypes.addressof(self.structs)
+        self.linears = getattr(_binding(), "linears", None)
+
+
+def _binding() -> ModuleType | None:
+    """ternary_binding.cpp, whose functions return None where x is not plain; None where it cannot be had."""
+    kernel = native.kernel()
+    return None if kernel is None else kernel.binding
 
 
 def kernel_in_use() -> str:
@@ -66,9 +75,8 @@ def multiply(operand: Operand, x: Tensor, path: str | None = None, threads: int 
     Args: path: a name of `native.PATHS`, "int8", or None for the best; threads: None for torch's number.
     Raises ValueError for another width, or a path that this machine does not have.
     """
-    kernel = native.kernel()
-    if kernel is not None and kernel.binding is not None and path is None and threads is None:
-        y = kernel.binding.linear(operand.address, x)
+    if path is None and threads is None and operand.linear is not None:
+        y = operand.linear(operand.address, x)
         if y is not None:
             return y
     return multiply_all(Operands([operand]), x, path, threads)[0]
@@ -76,11 +84,11 @@ def multiply(operand: Operand, x: Tensor, path: str | None = None, threads: int 
 
 def multiply_all(operands: Operands, x: Tensor, path: str | None = None, threads: int | None = None) -> list[Tensor]:
     """x [..., K] -> [..., N_i] for each layer, the same as `multiply` gives for each alone."""
-    kernel = native.kernel() if x.is_cpu else None
-    if kernel is not None and kernel.binding is not None and path is None and threads is None:
-        ys = kernel.binding.linears(operands.address, len(operands.operands), x)
+    if path is None and threads is None and operands.linears is not None:
+        ys = operands.linears(operands.address, len(operands.operands), x)
         if ys is not None:
             return ys
+    kernel = native.kernel() if x.is_cpu else None
     if x.shape[-1:] != (operands.inputs,):
         raise ValueError(f"x is {list(x.shape)}: this layer has {operands.inputs} inputs")
     if path not in (None, "int8") and (kernel is None or path not in kernel.paths):

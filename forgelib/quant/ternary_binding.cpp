@@ -5,8 +5,7 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-
-#include <vector>
+#include <c10/util/SmallVector.h>
 
 namespace {
 
@@ -14,6 +13,7 @@ struct Layer {  // as in ternary_kernel.cpp
     const void *codes, *scales, *bias;
     size_t outputs, inputs;
 };
+using Tensors = c10::SmallVector<at::Tensor, 4>;  // few layers share an input; a vector costs a malloc a call
 using Kernel = void (*)(const Layer*, size_t, const float*, size_t, float* const*, size_t, int);
 
 // What use(...) was told: `ternary_linears`, its best path, the multiply-adds that are worth a second thread.
@@ -30,7 +30,7 @@ PyObject* use(PyObject*, PyObject* args) {
 
 // y [..., outputs] of each layer for x [..., inputs]. False where x is not float32, contiguous, on the CPU, as wide as
 // the layers and free of gradients.
-bool multiply(const Layer* layers, size_t n_layers, PyObject* object, std::vector<at::Tensor>& ys) {
+bool multiply(const Layer* layers, size_t n_layers, PyObject* object, Tensors& ys) {
     if (!THPVariable_CheckExact(object)) return false;
     const at::Tensor& x = THPVariable_Unpack(object);
     if (!x.is_cpu() || x.scalar_type() != at::kFloat || !x.is_contiguous() || x.requires_grad() || !x.dim() ||
@@ -38,7 +38,7 @@ bool multiply(const Layer* layers, size_t n_layers, PyObject* object, std::vecto
         return false;
     const size_t tokens = x.numel() / layers[0].inputs;
     c10::SmallVector<int64_t, 5> sizes(x.sizes().begin(), x.sizes().end());
-    std::vector<float*> to;
+    c10::SmallVector<float*, 4> to;
     size_t work = 0;
     for (size_t i = 0; i < n_layers; i++) {
         sizes.back() = layers[i].outputs;
@@ -57,7 +57,7 @@ bool multiply(const Layer* layers, size_t n_layers, PyObject* object, std::vecto
 // linear(address of a Layer, x) -> y or None
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 2) return PyErr_Format(PyExc_TypeError, "linear takes a layer and x");
-    std::vector<at::Tensor> ys;
+    Tensors ys;
     if (!multiply((const Layer*)PyLong_AsVoidPtr(args[0]), 1, args[1], ys)) Py_RETURN_NONE;
     return THPVariable_Wrap(std::move(ys[0]));
 }
@@ -65,7 +65,7 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t n) {
 // linears(address of an array of Layers, their number, x) -> [y, ...] or None
 PyObject* linears(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 3) return PyErr_Format(PyExc_TypeError, "linears takes layers, their number and x");
-    std::vector<at::Tensor> ys;
+    Tensors ys;
     if (!multiply((const Layer*)PyLong_AsVoidPtr(args[0]), PyLong_AsSize_t(args[1]), args[2], ys)) Py_RETURN_NONE;
     PyObject* list = PyList_New((Py_ssize_t)ys.size());
     for (size_t i = 0; list && i < ys.size(); i++) PyList_SET_ITEM(list, (Py_ssize_t)i, THPVariable_Wrap(ys[i]));
