@@ -55,7 +55,8 @@ def quantize(model: nn.Module, calibration: Sequence[Batch], config: QuantizeCon
     calibration: batches of token ids and labels (-100 where a token carries no loss), read twice a layer.
     Yields: step, name, outputs, inputs, weight_error and output_error (relative: |w - q| / |w|, and the same of the
     layer's outputs on what it really reads, activations rounded), sparsity, cost (nats a token), loss_before and
-    loss_after (nats a token, with this and the layers before it ternary), put_back (the loss is then what it was).
+    loss_after (nats a token, with this and the layers before it ternary), reached (whether the calibration led through
+    it: of a layer that it did not, nothing is known), put_back (the loss is then what it was).
     Raises ValueError for an empty calibration, for a model whose loss is not finite before anything is rounded, and
     where no layer can be converted.
     """
@@ -80,7 +81,8 @@ def quantize(model: nn.Module, calibration: Sequence[Batch], config: QuantizeCon
                 **_errors(layer, read),
                 "cost": _cost(model, layer, calibration, whole),
             }
-            record |= {"loss_before": loss, "put_back": not record["cost"] <= config.put_back}  # NaN is put back, too
+            cheap = record["cost"] <= config.put_back  # NaN is not
+            record |= {"loss_before": loss, "reached": len(read) > 0, "put_back": not (cheap and len(read))}
             if record["put_back"]:
                 put_back(model, name)
             else:
@@ -194,6 +196,7 @@ def _watched(model: nn.Module, name: str, tokens: int) -> Iterator[list[Tensor]]
 def _errors(layer: TernaryLinear, read: Tensor) -> dict:
     """What rounding does to the layer's weight, and to its outputs on what it reads [n, K]."""
     weight, rounded = layer.weight, round_weight(layer.weight, layer.rounding)
+    read = read if len(read) else read.new_empty(0, layer.in_features)
     wanted = F.linear(read, weight)
     off = F.linear(round_activations(read), rounded) - wanted
     return {

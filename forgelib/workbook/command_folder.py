@@ -1,6 +1,7 @@
 """What commands share that work in a folder of their own: a flat file of settings, and a folder that is gone on in."""
 
 import json
+import os
 from pathlib import Path
 
 import yaml
@@ -24,23 +25,39 @@ def flat_settings(file: Path | None) -> dict[str, object]:
     return {str(name): value for name, value in given.items()}
 
 
-def no_file(out: Path) -> None:
-    """Raises ParameterError where the folder to write to is a file."""
-    if out.exists() and not out.is_dir():
+def check_place(out: Path) -> None:
+    """Raises ParameterError where the folder to write to is a file, or cannot be made where it is asked for."""
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
         raise ParameterError(f"--out {out}: is a file; name a folder, which need not be there yet")
+    there = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ParameterError(f"--out {out}: cannot be made, {there} is no folder that can be written to")
 
 
 def free_folder(out: Path, resume: bool) -> None:
     """Raises ParameterError where the folder to write to is a file, or holds something and is not to be gone on in."""
-    no_file(out)
-    if not resume and out.is_dir() and any(out.iterdir()):
+    check_place(out)
+    if not _begun(out):
+        return
+    if not resume:
         raise ParameterError(f"{out} holds something already: give --resume to go on there, or another folder")
+    if not (out / QUESTION).is_file():
+        raise ParameterError(f"--resume: nothing was begun in {out}, which holds something else: name another folder")
 
 
 def same_question(folder: Path, facts: dict) -> None:
     """Note in the folder what is asked. Raises ParameterError where it was begun with something else."""
     file = folder / QUESTION
-    if file.is_file() and (known := json.loads(file.read_text())) != facts:
+    if _begun(folder) and file.is_file() and (known := json.loads(file.read_text())) != facts:
         changed = [name for name in facts if known.get(name) != facts[name]]
         raise ParameterError(f"{folder} was begun with another {', '.join(changed)}: choose another folder")
-    file.write_text(json.dumps(facts, indent=1))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(facts, indent=1))
+    except OSError as error:
+        raise ParameterError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is work in the folder: the question alone is none."""
+    return folder.is_dir() and any(child.name != QUESTION for child in folder.iterdir())

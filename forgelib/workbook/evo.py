@@ -22,7 +22,7 @@ from forgelib.merge import MergeRefused, check_parents, linear
 from forgelib.phases.evomerge import EvolutionConfig
 from forgelib.phases.ledger import Ledger
 from forgelib.phases.workshop import Plan, Workshop, load_config
-from forgelib.workbook.command_folder import no_file, same_question
+from forgelib.workbook.command_folder import check_place, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.contest import Standing, contenders, save_champion, standing
 from forgelib.workbook.phase2 import LEDGER, STRATEGIES, Family, choose, population, texts_of, unseen_rows
@@ -59,7 +59,6 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
     dials = getattr(config_of[0], "dials", ()) if config_of else ()
     weights = check_parents(list(asked.models), asked.trunk, may_differ=dials)
     tokenizer = _tokenizer(asked.models[0])
-    asked.out.mkdir(parents=True, exist_ok=True)
     _same_question(asked)
     trunk = asked.trunk or _mean_as_trunk(asked, weights, say)
     parents = Family(_named(asked.models), trunk, [])
@@ -81,7 +80,7 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
 
 
 def _refuse_folders(asked: Asked) -> None:
-    no_file(asked.out)
+    check_place(asked.out)
     places = [folder.resolve() for folder in asked.models]
     for folder, place in zip(asked.models, places, strict=True):
         if places.count(place) > 1:

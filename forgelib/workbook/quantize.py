@@ -11,22 +11,23 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from torch import nn
 
-import forgelib.models  # noqa: F401 (registers Cognate with the Auto classes)
 from forgelib.core.loop import Checkpointer, Control
 from forgelib.core.tracking import Tracker
 from forgelib.data import DataError
 from forgelib.data.catalogue import CATALOGUE
-from forgelib.phases.finetune import FinetuneConfig, finetune, sparsity
+from forgelib.phases.bake import PADDED_TO
+from forgelib.phases.finetune import FinetuneConfig, finetune
 from forgelib.phases.quantize import QuantizeConfig, fall_back, kept, quantize
 from forgelib.quant import (
     ExportRefused,
-    PackedTernaryLinear,
+    Layer,
     Rounding,
     TernaryLinear,
     check_bitnet,
@@ -37,17 +38,13 @@ from forgelib.quant import (
     save_bitnet,
     save_gguf,
     save_packed,
-    sizes,
 )
+from forgelib.workbook.any_model import context, load_any
 from forgelib.workbook.command_folder import flat_settings, free_folder, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import SECRET, ParameterError
-from forgelib.workbook.quantize_rows import Found, Material, enough_right, material, pad_of
-from forgelib.workbook.quietstar import load_any
-from forgelib.workbook.tables import number
-
-#: What an export is, and what writes it: folder or file below OUT.
-EXPORTS = {"packed": "packed", "bitnet": "bitnet", "gguf": "model-TQ2_0.gguf", "tq1_0": "model-TQ1_0.gguf"}
+from forgelib.workbook.quantize_report import EXPORTS, REPORT, say_plan, write_report
+from forgelib.workbook.quantize_rows import Found, Material, enough_right, known_words, material, pad_of
 
 
 class Settings(BaseModel):
@@ -102,14 +99,20 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
     """
     p = settings(asked)
     free_folder(asked.out, asked.resume)
+    if _finished(asked):
+        _same_question(asked, p)
+        say(f"{asked.out} is finished already")
+        return asked.out
     model, tokenizer = load_any(asked.model, "cpu")
     parent = copy.deepcopy(model).eval().requires_grad_(False)
     config = QuantizeConfig(Rounding(p.per_row, p.threshold), put_back=p.put_back)
-    _refuse(asked, model, config)
+    _refuse_length(asked, model, tokenizer, p)
+    layers = _refuse(asked, model, config)
     rows = _material(tokenizer, asked, p)
-    asked.out.mkdir(parents=True, exist_ok=True)
     _same_question(asked, p)
+    (asked.out / REPORT).unlink(missing_ok=True)
     say(f"{rows.source}; {kernel_in_use()}")
+    say_plan(layers, parent, say)
     found = {"before": rows.measure(parent)}
     costs = _round(model, rows, config, asked, say)
     found["rounded"] = rows.measure(model)
@@ -119,8 +122,10 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
         _drop(found, "fine-tuned", say)
     if _drop(found, list(found)[-1]) > p.fall_back_above:
         model = _fall_back(parent, config, costs, rows, found, p, say)
-    exported, notes = _export(model, tokenizer, asked)
-    _report(asked, p, parent, exported, found, notes, say)
+    found["packed"] = rows.measure(pack_model(model))  # the rest of the model is float16 now
+    _drop(found, "packed", say)
+    notes = _export(model, tokenizer, asked)
+    write_report(asked.out, asked.exports, p.model_dump(), parent, model, found, notes, say)
     shutil.rmtree(asked.out / "checkpoints", ignore_errors=True)
     return asked.out
 
@@ -143,14 +148,38 @@ def settings(asked: Asked) -> Settings:
         raise ParameterError(f"--config {asked.config}: " + "; ".join(lines) + f" (known: {known})") from None
 
 
-def _refuse(asked: Asked, model: nn.Module, config: QuantizeConfig) -> None:
-    """Convert the layers, and ask every export whether it could be read."""
+def _finished(asked: Asked) -> bool:
+    """Whether all that is asked for is there: the report is written last."""
+    places = (REPORT, *(EXPORTS[name] for name in asked.exports))
+    return asked.resume and all((asked.out / place).exists() for place in places)
+
+
+def _refuse_length(asked: Asked, model: nn.Module, tokenizer, p: Settings) -> None:
+    """Raises ParameterError where rows would be longer than the model can read."""
+    limit = context(model)
+    if limit is None:
+        return
+    fits = limit // PADDED_TO * PADDED_TO
+    if p.max_tokens > fits:
+        advice = f"set it to {fits} or less in --config" if fits else "no row is as short"
+        raise ParameterError(f"max_tokens = {p.max_tokens}: the model reads {limit} tokens at most, {advice}")
+    answers = asked.dataset or known_words(tokenizer)
+    if answers and p.max_tokens + p.max_new_tokens > limit:
+        raise ParameterError(
+            f"max_tokens = {p.max_tokens} and max_new_tokens = {p.max_new_tokens}: the model reads {limit} tokens at "
+            "most, question and answer together; lower one of them in --config"
+        )
+
+
+def _refuse(asked: Asked, model: nn.Module, config: QuantizeConfig) -> list[Layer]:
+    """Convert the layers, and ask every export whether it could be read. Returns what becomes of each layer."""
     try:
-        convert(model, config.rounding, config.keep, config.smallest)
+        layers = convert(model, config.rounding, config.keep, config.smallest)
         if "bitnet" in asked.exports:
             check_bitnet(model)
         if {"gguf", "tq1_0"} & set(asked.exports):
             check_gguf(model)
+        return layers
     except ExportRefused as error:
         raise ParameterError(f"--export {error}") from None
     except ValueError as error:
@@ -171,8 +200,15 @@ def _round(model: nn.Module, rows: Material, config: QuantizeConfig, asked: Aske
     layers = sum(isinstance(module, TernaryLinear) for module in model.modules())
     for record in watched(quantize(model, rows.calibration, config), layers, "rounding"):
         records.append(record)
-        if record["put_back"]:
+        if not record["reached"]:
+            say(f"  {record['name']} is not reached by the calibration and stays")
+        elif record["put_back"]:
             say(f"  {record['name']} costs {record['cost']:.3f} nats a token and is put back")
+    if all(record["put_back"] for record in records):
+        raise ParameterError(
+            f"no layer can become ternary: each costs more than put_back = {config.put_back} nats a token, or is not "
+            "reached by the calibration; set put_back higher in --config"
+        )
     (asked.out / "layers.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     say(f"  {len(records)} layers rounded: loss {records[0]['loss_before']:.3f} -> {records[-1]['loss_after']:.3f}")
     return {record["name"]: record["cost"] for record in records}
@@ -235,51 +271,21 @@ def _fall_back(
     return model
 
 
-def _export(model: nn.Module, tokenizer, asked: Asked) -> tuple[nn.Module, list[str]]:
-    pack_model(model)
+def _export(model: nn.Module, tokenizer, asked: Asked) -> list[str]:
+    """Writes what is asked for; returns what is to be said about it."""
     notes = []
     for name in asked.exports:
         place = asked.out / EXPORTS[name]
-        if name == "packed":
-            tokenizer.save_pretrained(save_packed(model, place))
-        elif name == "bitnet":
-            save_bitnet(model, place, tokenizer)
-        elif why_not := save_gguf(model, place, tokenizer, place.stem.removeprefix("model-")):
-            notes.append(f"{place.name} holds no tokenizer: {why_not}")
-    return model, notes
-
-
-def _report(
-    asked: Asked, p: Settings, parent: nn.Module, packed: nn.Module, found: dict[str, Found], notes: list[str], say
-) -> None:
-    """The one table, and the same in report.json."""
-    layers = [module for module in packed.modules() if isinstance(module, PackedTernaryLinear)]
-    parts = [row | {"times smaller": row["float32 bytes"] / row["stored bytes"]} for row in sizes(packed)]
-    full = 4 * sum({id(t): t.numel() for t in parent.parameters()}.values())
-    files = {name: _bytes(asked.out / EXPORTS[name]) for name in asked.exports}
-    exports = [
-        {"part": f"{name}, on disk", "float32 bytes": full, "stored bytes": size} for name, size in files.items()
-    ]
-    rows = parts + [row | {"times smaller": full / row["stored bytes"]} for row in exports]
-    say(f"  {'part':24} {'float32 bytes':>14} {'stored bytes':>14} {'smaller':>9}")
-    for row in rows:
-        size = f"{number(row['float32 bytes']):>14} {number(row['stored bytes']):>14}"
-        say(f"  {row['part']:24} {size} {row['times smaller']:>8.2f}x")
-    say(f"  {'zeros in ternary layers':24} {sparsity(layers):>14.3f}")
-    for name in (*found["before"].right, *found["before"].probability):
-        of = "right" if name in found["before"].right else "probability"
-        line = " -> ".join(f"{getattr(one, of)[name]:.3f}" for one in found.values())
-        say(f"  {of + ' ' + name:40} {line}   ({' -> '.join(found)})")
-    for note in notes:
-        say(f"  {note}")
-    report = {"settings": p.model_dump(), "sparsity": sparsity(layers), "ternary layers": len(layers), "sizes": rows}
-    report |= {"quality": {name: asdict(one) for name, one in found.items()}, "notes": notes}
-    (asked.out / "report.json").write_text(json.dumps(report, indent=1))
-
-
-def _bytes(place: Path) -> int:
-    """Bytes of weights on disk: of a file, or of a folder's safetensors."""
-    return place.stat().st_size if place.is_file() else sum(f.stat().st_size for f in place.glob("*.safetensors"))
+        try:
+            if name == "packed":
+                tokenizer.save_pretrained(save_packed(model, place))
+            elif name == "bitnet":
+                save_bitnet(model, place, tokenizer)
+            elif why_not := save_gguf(model, place, tokenizer, place.stem.removeprefix("model-")):
+                notes.append(f"{place.name} holds no tokenizer: {why_not}")
+        except (OSError, SafetensorError) as error:
+            raise ParameterError(f"{place}: cannot be written ({error}); make room and give --resume") from None
+    return notes
 
 
 def _same_question(asked: Asked, p: Settings) -> None:

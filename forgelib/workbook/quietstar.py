@@ -30,6 +30,7 @@ from forgelib.phases.abtest import ABConfig, ab_test
 from forgelib.phases.bake import bake
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import abtest, phase3
+from forgelib.workbook.any_model import load_any, place
 from forgelib.workbook.command_folder import flat_settings, free_folder, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import ParameterError, QuietBake, resolve
@@ -77,7 +78,7 @@ def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
     a model that cannot be read and a folder that is taken; DataError for rows that cannot be used.
     """
     p = settings(asked.config)
-    _place(asked.model)
+    place(asked.model)
     free_folder(asked.out, asked.resume)
     words = vocabulary(p.vocabulary)
     _check_device(asked.device)
@@ -99,7 +100,6 @@ def _bake(asked: Asked, p: QuietBake, words: Vocabulary, say: Callable[[str], ob
     rows, asked_of = phase3.splits(p, words), _questions(asked, p.seed)
     model, tokenizer = load_any(asked.model, asked.device)
     added = add_vocabulary(model, tokenizer, words, seed=p.seed)
-    asked.out.mkdir(parents=True, exist_ok=True)
     _same_question(asked, p)
     say(f"{len(added.new)} thinking tokens added; {len(rows.train)} rows to bake, {len(rows.skipped)} skipped")
     for line in rows.skipped[:10]:
@@ -216,35 +216,6 @@ def settings(file: Path | None) -> QuietBake:
     if wrong := sorted(NOTEBOOK_ONLY & set(given)):
         raise ParameterError(f"--config {file}: {wrong[0]} means nothing here, only in the notebook")
     return resolve(QuietBake, {**DEFAULTS, **given, "profile": "laptop"})
-
-
-def load_any(path: Path, device: str) -> tuple[nn.Module, object]:
-    """Model (float32) and tokenizer of a Hugging Face folder or a GGUF file that transformers can read."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder, how = _place(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **how)
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **how)
-    except (OSError, ValueError, ImportError) as error:
-        raise ParameterError(f"--model {path}: cannot be read ({str(error).splitlines()[0]})") from None
-    if tokenizer.eos_token_id is None:
-        raise ParameterError(f"--model {path}: its tokenizer has no end of text, so no answer would ever end")
-    if "gguf_file" in how:  # its weights are plain float32 now; marked as quantized, they could never be saved
-        model.hf_quantizer, model.is_quantized = None, False
-        del model.config.quantization_config
-    return model.to(device), tokenizer
-
-
-def _place(path: Path) -> tuple[Path, dict[str, str]]:
-    """The folder to read from, and the GGUF file in it where it is one."""
-    if path.is_file() and path.suffix == ".gguf":
-        return path.parent, {"gguf_file": path.name}
-    if (path / "packed.json").is_file():
-        raise ParameterError(f"--model {path}: is packed already; forgelib.quant.load_packed reads it")
-    if (path / "config.json").is_file():
-        return path, {}
-    raise ParameterError(f"--model {path}: is neither a folder with a config.json nor a .gguf file")
 
 
 def _questions(asked: Asked, seed: int) -> list[Example]:

@@ -11,7 +11,7 @@ from forgelib.data.local_teacher import LocalTeacherConfig, write_with_local_mod
 from forgelib.data.openrouter import MODELS, OpenRouterConfig, write_with_openrouter
 from forgelib.data.prepare import load_rows
 from forgelib.data.traces import procedural_rows
-from forgelib.workbook.command_folder import QUESTION, no_file, same_question
+from forgelib.workbook.command_folder import QUESTION, check_place, same_question
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.stages import Stages
 
@@ -40,7 +40,7 @@ def make_rows(asked: Asked, say: Callable[[str], object]) -> Path:
 
     Raises ParameterError for an unknown maker or a missing model, and DataError as the makers do.
     """
-    no_file(asked.out)
+    check_place(asked.out)
     if asked.maker not in MAKERS:
         raise ParameterError(f"--maker {asked.maker}: must be one of {', '.join(MAKERS)}")
     if (asked.maker == "local") != (asked.model is not None):
@@ -57,7 +57,6 @@ def _made_anew(asked: Asked) -> None:
     of another maker, seed, vocabulary or difficulty."""
     if (asked.out / ROWS).exists() and not (asked.out / QUESTION).exists():
         raise ParameterError(f"{asked.out} holds rows of another maker, not written over: choose another --out")
-    asked.out.mkdir(parents=True, exist_ok=True)
     names = ("maker", "vocabulary", "difficulty", "seed")
     same_question(asked.out, {name: getattr(asked, name) for name in names})
 

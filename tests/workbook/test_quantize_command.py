@@ -38,11 +38,12 @@ WORDS = vocabulary("forge-12")
 def given(tmp_path):
     """A Llama folder and a config file, four steps of fine-tuning; with `thinks` it knows the thinking tokens."""
 
-    def make(config=CONFIG, thinks=False, hidden=256, **changed):
+    def make(config=CONFIG, thinks=False, hidden=256, max_position_embeddings=2048, **changed):
         tokenizer, _ = train_bpe([row.text for row in procedural_rows(40, WORDS, seed=0)], 300)
         torch.manual_seed(0)
         sizes = {"hidden_size": hidden, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4}
         sizes |= {"num_key_value_heads": 4, "tie_word_embeddings": True, "initializer_range": 0.1}
+        sizes |= {"max_position_embeddings": max_position_embeddings}
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
         if thinks:
             add_vocabulary(model, tokenizer, WORDS)
@@ -60,7 +61,7 @@ def test_a_model_goes_in_and_every_export_comes_out(given, monkeypatch):
     asked, told = given(exports=("packed", "bitnet", "gguf", "tq1_0"), dataset="svamp", samples=3), []
     out = run_quantize(asked, told.append)
     report = json.loads((out / "report.json").read_text())
-    assert list(report["quality"]) == ["before", "rounded", "fine-tuned"] and report["ternary layers"] == 7
+    assert list(report["quality"]) == ["before", "rounded", "fine-tuned", "packed"] and report["ternary layers"] == 7
     assert "svamp" in report["quality"]["before"]["right"] and len(report["quality"]["before"]["probability"]) > 3
     on_disk = {row["part"]: row for row in report["sizes"]}
     stored = sum((out / "packed" / f"{name}.safetensors").stat().st_size for name in ("ternary", "rest"))
@@ -78,6 +79,7 @@ def test_a_model_goes_in_and_every_export_comes_out(given, monkeypatch):
     scale = packed.model.layers[0].mlp.up_proj
     assert torch.equal(again.model.layers[0].mlp.up_proj.weight.sign(), scale.weight.sign())
     text = "\n".join(told)
+    assert "7 layers, " in text and "of the parameters, become ternary" in text
     assert "ternary layers" in text and "zeros in ternary layers" in text and "svamp" in text
     assert not (out / "checkpoints").exists()
 
@@ -164,6 +166,8 @@ def test_broken_off_while_it_fine_tunes_it_ends_in_the_same_bytes(given, tmp_pat
         (["--eval-dataset", "nothing"], "--eval-dataset nothing: must be one of"),
         (["--export", "gguf"], "64 inputs: TQ1_0 and TQ2_0 store blocks of 256"),
         (["--model", "nowhere"], "neither a folder with a config.json nor a .gguf file"),
+        (["--out", "pyproject.toml/out"], "cannot be made"),
+        (["--out", "/proc/here"], "/proc/here: cannot be written"),
     ],
 )
 def test_bad_input_is_refused_before_work(given, options, words):
@@ -190,6 +194,54 @@ def test_a_wrong_setting_is_named_with_its_value(given, tmp_path):
     with pytest.raises(ParameterError, match="scale for each row"):
         run_quantize(replace(asked, exports=("bitnet",), config=_with(tmp_path, CONFIG, per_row="true")), str)
     assert not asked.out.exists()
+
+
+def test_a_finished_folder_is_finished_and_a_strangers_folder_is_no_beginning(given, tmp_path):
+    asked, told = given(hidden=64, steps=0), []
+    run_quantize(asked, told.append)
+    before = (asked.out / "packed" / "rest.safetensors").stat().st_mtime_ns
+    run_quantize(replace(asked, resume=True), told.append)
+    assert told[-1] == f"{asked.out} is finished already"
+    assert (asked.out / "packed" / "rest.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ParameterError, match="nothing was begun in"):
+        run_quantize(replace(asked, out=asked.model, resume=True), str)
+    assert not (asked.model / "asked.json").exists()
+
+
+def test_where_every_layer_costs_too_much_it_says_so_and_the_folder_is_free(given, monkeypatch):
+    asked = given(hidden=64, steps=0)
+    with monkeypatch.context() as patch, pytest.raises(ParameterError, match=r"each costs more than put_back = 0\.5"):
+        patch.setattr(phase, "_cost", lambda *args: 9.0)
+        run_quantize(asked, str)
+    run_quantize(asked, str)
+    assert (asked.out / "packed").is_dir()
+
+
+def test_rows_longer_than_the_model_reads_are_refused(given, tmp_path):
+    asked = given(hidden=64, steps=0, max_position_embeddings=40)
+    with pytest.raises(ParameterError, match="max_tokens = 48: the model reads 40 tokens at most, set it to 32"):
+        run_quantize(asked, str)
+    shorter = _with(tmp_path, CONFIG, max_tokens=32, max_new_tokens=16)
+    with pytest.raises(ParameterError, match="max_tokens = 32 and max_new_tokens = 16: the model reads 40"):
+        run_quantize(replace(asked, dataset="svamp", config=shorter), str)
+    assert not asked.out.exists()
+    run_quantize(replace(asked, config=shorter), str)
+
+
+def test_layers_that_nothing_is_known_of_stay_and_are_named(given, monkeypatch):
+    """An expert that no row is led to: here a layer beside the model's path."""
+    asked, told, real = given(hidden=64, steps=0), [], workbook.load_any
+
+    def with_a_spare(path, device):
+        model, tokenizer = real(path, device)
+        model.model.layers[0].spare = torch.nn.Linear(64, 64)
+        return model, tokenizer
+
+    monkeypatch.setattr(workbook, "load_any", with_a_spare)
+    run_quantize(asked, told.append)
+    assert "  model.layers.0.spare is not reached by the calibration and stays" in told
+    records = [json.loads(line) for line in (asked.out / "layers.jsonl").read_text().splitlines()]
+    assert [record["name"] for record in records if not record["reached"]] == ["model.layers.0.spare"]
 
 
 def test_a_model_is_judged_by_answers_only_where_it_gave_some():

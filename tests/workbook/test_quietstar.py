@@ -14,7 +14,7 @@ from forgelib.data.reasoning import without_thought
 from forgelib.data.tokenizer import train_bpe
 from forgelib.data.traces import procedural_rows
 from forgelib.evaluate.text_thinker import TextThinker
-from forgelib.workbook import quietstar
+from forgelib.workbook import any_model, quietstar
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.quietstar import Asked, bake_quietstar, settings
 
@@ -196,7 +196,7 @@ def test_an_ab_test_that_is_broken_off_goes_on_and_asks_nothing_twice(given, mon
 
 def test_problems_that_do_not_fit_the_context_are_left_out_and_counted(given, monkeypatch):
     asked, told, fits = replace(given("gpt2"), dataset=""), [], quietstar._fits
-    model, tokenizer = quietstar.load_any(asked.model, "cpu")
+    model, tokenizer = any_model.load_any(asked.model, "cpu")
     p, (row,) = settings(asked.config), procedural_rows(1, WORDS, seed=0)
     most = 256 - len(tokenizer(without_thought(row.prompt))["input_ids"]) - quietstar.ANSWER_TOKENS
     for longest, verdict in ((most, True), (most + 1, False)):

@@ -20,7 +20,7 @@ from forgelib.data import vocabulary, worked_rows
 from forgelib.data.prepare import load_rows
 from forgelib.phases.bake import BakeConfig, bake
 from forgelib.thoughts import add_vocabulary
-from forgelib.workbook.quietstar import load_any
+from forgelib.workbook.any_model import load_any
 
 WORDS = vocabulary("forge-12")
 STEPS, BATCH = 50, 2

@@ -1,0 +1,111 @@
+"""A model from outside: a local Hugging Face folder or a GGUF file, read whole, or refused with the reason.
+
+transformers fills weights that a file lacks with random numbers, and reads an encoder as if it wrote text; both would
+be measured, rounded and exported like any model.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import forgelib.models  # noqa: F401 (registers Cognate with the Auto classes)
+from forgelib.workbook.params import ParameterError
+
+#: How much of the largest logit may move where a later token is another one: sums of experts differ in rounding.
+LOOKS_AHEAD = 1e-4
+#: How many names a refusal lists.
+NAMED = 3
+
+
+def load_any(path: Path, device: str) -> tuple[nn.Module, object]:
+    """Model (float32) and tokenizer of a Hugging Face folder or a GGUF file that transformers can read.
+
+    Raises ParameterError for what cannot be read, lacks weights, holds NaN, sees later tokens, or does not belong
+    together.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, how = place(path)
+    how |= {"local_files_only": True}
+    tokenizer = _read(path, "its tokenizer", lambda: AutoTokenizer.from_pretrained(folder, **how))
+    load = partial(AutoModelForCausalLM.from_pretrained, ignore_mismatched_sizes=True, output_loading_info=True)
+    model, told = _read(path, "the model", lambda: load(folder, dtype=torch.float32, **how))
+    if wrong := _lacking(told) or _flaw(model.eval(), tokenizer):
+        raise ParameterError(f"--model {path}: {wrong}")
+    if "gguf_file" in how:  # its weights are plain float32 now; marked as quantized, they could never be saved
+        model.hf_quantizer, model.is_quantized = None, False
+        del model.config.quantization_config
+    return model.to(device), tokenizer
+
+
+def context(model: nn.Module) -> int | None:
+    """Tokens that the model reads at most, where its configuration names a limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def place(path: Path) -> tuple[Path, dict[str, str]]:
+    """The folder to read from, and the GGUF file in it where it is one."""
+    if path.is_file() and path.suffix == ".gguf":
+        return path.parent, {"gguf_file": path.name}
+    if (path / "packed.json").is_file():
+        raise ParameterError(f"--model {path}: is packed already; forgelib.quant.load_packed reads it")
+    if (path / "config.json").is_file():
+        return path, {}
+    raise ParameterError(f"--model {path}: is neither a folder with a config.json nor a .gguf file")
+
+
+def _read(path: Path, part: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns. Damaged files raise anything: errors of the libraries, of arithmetic, of missing keys."""
+    try:
+        return read()
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ParameterError(f"--model {path}: cannot be read ({part}: {type(error).__name__}: {said[:300]})") from None
+
+
+def _lacking(told: dict) -> str:
+    """Which weights random numbers stand in for; "" for none."""
+    if told["mismatched_keys"]:
+        name, stored, wanted = min(told["mismatched_keys"])
+        return (
+            f"{name} is {list(stored)} in its files, its config.json wants {list(wanted)}: they differ"
+        )
+    missing = sorted(told["missing_keys"])
+    if not missing:
+        return ""
+    return f"{_some(missing)} not in its files, and random numbers would stand in: copy the missing files"
+
+
+def _flaw(model: nn.Module, tokenizer) -> str:
+    """Why these are no language model and its tokenizer; "" where they are."""
+    damaged = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if damaged:
+        return f"NaN or infinity in its weights: {_some(damaged)} damaged"
+    if tokenizer.eos_token_id is None:
+        return "its tokenizer has no end of text, so no answer would ever end"
+    if not tokenizer.is_fast:
+        return "its tokenizer is a slow one: save it with a tokenizer.json (a fast tokenizer)"
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        return f"its tokenizer has {len(tokenizer)} tokens and its embedding {rows}: they belong to different models"
+    return "it sees later tokens, so it is no causal language model" if _looks_ahead(model, rows) else ""
+
+
+def _some(names: list[str]) -> str:
+    """ "a, b, c and 5 more are"."""
+    shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return f"{shown} {'are' if len(names) > 1 else 'is'}"
+
+
+@torch.no_grad()
+def _looks_ahead(model: nn.Module, vocab_size: int) -> bool:
+    """Whether logits move where only a later token is another one."""
+    ids = torch.arange(8)[None] % vocab_size
+    other = ids.clone()
+    other[0, -1] = vocab_size - 1
+    first, second = (model(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, other))
+    return float((first - second).abs().max()) > LOOKS_AHEAD * float(first.abs().max())

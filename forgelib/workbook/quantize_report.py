@@ -1,0 +1,70 @@
+"""What `forge quantize` tells: what becomes ternary, and at the end bytes and quality, also in report.json."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import nn
+
+from forgelib.phases.finetune import sparsity
+from forgelib.quant import Layer, PackedTernaryLinear, sizes
+from forgelib.workbook.quantize_rows import Found
+from forgelib.workbook.tables import number
+
+REPORT = "report.json"
+#: What an export is, and what writes it: folder or file below OUT.
+EXPORTS = {"packed": "packed", "bitnet": "bitnet", "gguf": "model-TQ2_0.gguf", "tq1_0": "model-TQ1_0.gguf"}
+
+
+def say_plan(layers: list[Layer], model: nn.Module, say: Callable[[str], object]) -> None:
+    """How much of the model becomes ternary, and which linear layers cannot."""
+    ternary = [layer for layer in layers if layer.becomes == "ternary"]
+    share = sum(layer.outputs * layer.inputs for layer in ternary) / sum(p.numel() for p in model.parameters())
+    rest = "embeddings, norms, gates" + ", and what is no nn.Linear, as fused experts" * (share < 0.5)
+    say(f"  {len(ternary)} layers, {share:.0%} of the parameters, become ternary; the rest stays: {rest}")
+    refused = [layer for layer in layers if layer.becomes == "refused"]
+    for layer in refused[:10]:
+        say(f"  {layer.name} stays: {layer.reason}")
+    if len(refused) > 10:
+        say(f"  and {len(refused) - 10} more linear layers stay")
+
+
+def write_report(
+    out: Path,
+    exported: Sequence[str],
+    settings: dict,
+    parent: nn.Module,
+    packed: nn.Module,
+    found: Mapping[str, Found],
+    notes: list[str],
+    say: Callable[[str], object],
+) -> None:
+    """The one table, and the same in report.json, which is written last."""
+    layers = [module for module in packed.modules() if isinstance(module, PackedTernaryLinear)]
+    parts = [row | {"times smaller": row["float32 bytes"] / row["stored bytes"]} for row in sizes(packed)]
+    full = 4 * sum({id(t): t.numel() for t in parent.parameters()}.values())
+    files = {name: _bytes(out / EXPORTS[name]) for name in exported}
+    exports = [
+        {"part": f"{name}, on disk", "float32 bytes": full, "stored bytes": size} for name, size in files.items()
+    ]
+    rows = parts + [row | {"times smaller": full / row["stored bytes"]} for row in exports]
+    say(f"  {'part':24} {'float32 bytes':>14} {'stored bytes':>14} {'smaller':>9}")
+    for row in rows:
+        size = f"{number(row['float32 bytes']):>14} {number(row['stored bytes']):>14}"
+        say(f"  {row['part']:24} {size} {row['times smaller']:>8.2f}x")
+    say(f"  {'zeros in ternary layers':24} {sparsity(layers):>14.3f}")
+    for name in (*found["before"].right, *found["before"].probability):
+        of = "right" if name in found["before"].right else "probability"
+        line = " -> ".join(f"{getattr(one, of)[name]:.3f}" for one in found.values())
+        say(f"  {of + ' ' + name:40} {line}   ({' -> '.join(found)})")
+    for note in notes:
+        say(f"  {note}")
+    report = {"settings": settings, "sparsity": sparsity(layers), "ternary layers": len(layers), "sizes": rows}
+    report |= {"quality": {name: asdict(one) for name, one in found.items()}, "notes": notes}
+    (out / REPORT).write_text(json.dumps(report, indent=1))
+
+
+def _bytes(place: Path) -> int:
+    """Bytes of weights on disk: of a file, or of a folder's safetensors."""
+    return place.stat().st_size if place.is_file() else sum(f.stat().st_size for f in place.glob("*.safetensors"))
