@@ -53,7 +53,11 @@ def place(path: Path) -> tuple[Path, dict[str, str]]:
         return path.parent, {"gguf_file": path.name}
     if (path / "packed.json").is_file():
         raise ParameterError(f"--model {path}: is packed already; forgelib.quant.load_packed reads it")
+    if (path / "packed" / "packed.json").is_file():
+        raise ParameterError(f"--model {path}: is what forge quantize wrote: its models lie in the folders below")
     if (path / "config.json").is_file():
+        if '"quantization_config"' in (path / "config.json").read_text(errors="replace"):
+            raise ParameterError(f"--model {path}: is quantized already: give the model that it was made from")
         return path, {}
     raise ParameterError(f"--model {path}: is neither a folder with a config.json nor a .gguf file")
 
@@ -71,9 +75,7 @@ def _lacking(told: dict) -> str:
     """Which weights random numbers stand in for; "" for none."""
     if told["mismatched_keys"]:
         name, stored, wanted = min(told["mismatched_keys"])
-        return (
-            f"{name} is {list(stored)} in its files, its config.json wants {list(wanted)}: they differ"
-        )
+        return f"{name} is {list(stored)} in its files, its config.json wants {list(wanted)}: they differ"
     missing = sorted(told["missing_keys"])
     if not missing:
         return ""

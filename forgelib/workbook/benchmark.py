@@ -249,7 +249,7 @@ def gate_checks(
     names = {"ternary": "not packed", "control": "full precision, as long"}
     others = {label: 1 - phase4.drop(before, found[name]) for name, label in names.items() if name in found}
     tests = theater.gate()
-    failed = ", ".join(check.name for check in tests.checks if not check.passed)
+    failed = "; ".join(check.name for check in tests.checks if not check.passed)
     kept, smaller = 1 - phase4.drop(before, after), layers["float32"] / layers["stored"]
     interval = phase4.kept_interval(before, after, p.seed)
     return [
@@ -309,7 +309,7 @@ def final_rows(
         thinker = reinforcement.thinker(stage.model, stage.tokenizer, words, asked, baked=stage.baked)
         right = answered(thinker, rows, thoughts=stage.baked).right
         low, high = share_interval(right)
-        red = [f"{v['gate']}: {c['name']}" for v in stage.verdicts for c in v["checks"] if c["verdict"] != "passed"]
+        red = [row for row in handoff.verdict_rows(stage.verdicts) if row["not passed"]]
         passed = sum(verdict["passed"] for verdict in stage.verdicts)
         found.append(
             {
@@ -320,7 +320,7 @@ def final_rows(
                 "low": round(low, 3),
                 "high": round(high, 3),
                 "gates passed": f"{passed} of {len(stage.verdicts)}",
-                "not passed": "; ".join(red),
+                "not passed": " · ".join(f"{row['gate']}: {row['not passed']}" for row in red),
             }
         )
     return found

@@ -41,7 +41,7 @@ def verdict_rows(verdicts: Iterable[dict]) -> list[dict]:
         {
             "gate": verdict["gate"],
             "checks": len(verdict["checks"]),
-            "not passed": ", ".join(check["name"] for check in verdict["checks"] if check["verdict"] != "passed"),
+            "not passed": "; ".join(check["name"] for check in verdict["checks"] if check["verdict"] != "passed"),
             "verdict": "passed" if verdict["passed"] else "failed",
         }
         for verdict in verdicts

@@ -9,8 +9,10 @@ explicitly (injected by papermill, or edited in the notebook), params/<profile>/
 import ast
 import contextlib
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import yaml
@@ -164,8 +166,8 @@ def _explain(model: type[Parameters], problem: Mapping[str, Any]) -> str:
     if name not in model.model_fields:
         return str(problem["msg"]).removeprefix("Value error, ")
     text = f"{name} = {value!r}: must be {describe(model, name)}"
-    if isinstance(value, str) and _number(value) is not None and model.model_fields[name].annotation in (int, float):
-        return f"{text}. This is text, not a number (YAML reads 1e-3 as text): write {_number(value)!r} without quotes"
+    if isinstance(value, str) and isinstance(_number(value), _kinds(model.model_fields[name])):
+        return f"{text}. This is text, not a number (YAML reads 1e-3 as text): write {_written(value)} without quotes"
     if problem["type"] == "literal_error" and isinstance(value, str):
         return text + _near(value, _choices(model.model_fields[name]))
     return text
@@ -176,7 +178,19 @@ def _number(text: str) -> int | float | None:
         number = float(text)
     except ValueError:
         return None
+    if not math.isfinite(number):
+        return None
     return int(number) if number.is_integer() and abs(number) >= 1 else number
+
+
+def _written(text: str) -> str:
+    """The number as YAML reads one, too: 0.00001, where Python says 1e-05."""
+    return format(Decimal(repr(_number(text))), "f")
+
+
+def _kinds(field: FieldInfo) -> tuple[type, ...]:
+    """Of which types a number for this field can be."""
+    return {int: (int,), float: (int, float)}.get(field.annotation, ())
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:

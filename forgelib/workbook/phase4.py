@@ -19,6 +19,7 @@ from forgelib.core.gates import Check
 from forgelib.core.loop import Checkpointer
 from forgelib.core.rng import stream
 from forgelib.core.run import Run, latest_artifact, open_run
+from forgelib.core.tracking import Tracker
 from forgelib.data import ReasoningRow, Vocabulary
 from forgelib.evaluate.reasoning import reason
 from forgelib.evaluate.verdict import Verdict
@@ -38,7 +39,7 @@ CODE = ("forgelib.workbook.phase4",)
 ROUNDED, TERNARY = "bitnet-rounded", "bitnet-ternary"
 #: The category of the problems that the reinforcement was for.
 HARDER = "harder problems"
-LAYERS, QUALITY = "layers.json", "quality.json"
+LAYERS, QUALITY, CONTROL = "layers.json", "quality.json", "control"
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,18 @@ def layer_rows(records: Sequence[dict], n: int = 8) -> list[dict]:
 
 
 def open_bitnet(
-    p: Parameters, parents: list[Artifact], left_out: set[str] = frozenset(), code: tuple[str, ...] = CODE
+    p: Parameters,
+    parents: list[Artifact],
+    left_out: set[str] = frozenset(),
+    code: tuple[str, ...] = CODE,
+    **decided: object,
 ) -> Run:
-    """A run of Phase 4. left_out: parameters that change no result; the gate's limits never do."""
+    """A run of Phase 4. left_out: parameters that change no result; the gate's limits never do. decided: what does, and
+    follows from what is found."""
     left_out = left_out | {name for name in type(p).model_fields if name.endswith("_threshold")}
     return open_run(
         p.NOTEBOOK,
-        p.model_dump(exclude={"wandb_mode", "on_gate_failure", *left_out}),
+        p.model_dump(exclude={"wandb_mode", "on_gate_failure", *left_out}) | decided,
         parents=parents,
         seed=p.seed,
         tags=tags(p, vocabulary=p.vocabulary),
@@ -222,9 +228,15 @@ def read_quality(found: Artifact) -> dict[str, Measured]:
     return {name: Measured(Found(**one["found"]), one["correct"]) for name, one in facts.items()}
 
 
-def open_tune(p: BitnetFinetune, parents: list[Artifact]) -> Run:
-    """The run of the fine-tuning."""
-    return open_bitnet(p, parents, {"checkpoint_every_seconds", "finetune_above"})
+def called_for(p: BitnetFinetune, found: Artifact) -> bool:
+    """Whether rounding, as notebook 40 measured it, took more than `finetune_above`."""
+    return drop(*earlier_quality(found)) > p.finetune_above
+
+
+def open_tune(p: BitnetFinetune, trained: Artifact, found: Artifact) -> Run:
+    """The run of the fine-tuning; with training and without are two."""
+    left_out = {"checkpoint_every_seconds", "finetune_above"}
+    return open_bitnet(p, [trained, found], left_out, trained=called_for(p, found))
 
 
 def tune_config(p: BitnetFinetune) -> FinetuneConfig:
@@ -260,10 +272,20 @@ def tune_steps(
 
 
 def control_steps(parent: nn.Module, tokenizer, some: Shown, p: BitnetFinetune, run: Run) -> tuple[nn.Module, Iterator]:
-    """The control at equal steps: a copy of the parent, and the records of its training in full precision."""
+    """The control at equal steps: a copy of the parent, and journaled records of its full-precision training."""
     model = copy.deepcopy(parent).requires_grad_(True)
-    checkpointer = Checkpointer(run.dir / "control", every_seconds=p.checkpoint_every_seconds)
-    return model, full_precision(model, some, tune_config(p), pad=pad_of(tokenizer), checkpointer=checkpointer)
+    checkpointer = Checkpointer(run.dir / CONTROL, every_seconds=p.checkpoint_every_seconds)
+    steps = full_precision(model, some, tune_config(p), pad=pad_of(tokenizer), checkpointer=checkpointer)
+    return model, _control_tracker(run).follow(steps)
+
+
+def control_journal(run: Run) -> list[dict]:
+    """Records of the control's training, also of one that was finished before."""
+    return _control_tracker(run).records()
+
+
+def _control_tracker(run: Run) -> Tracker:
+    return Tracker(run.dir / CONTROL, run_name="phase4-bitnet-control")
 
 
 def theater(model: nn.Module, tokenizer, words: Vocabulary, found: Rows, champion: tuple, asked: QuietRL) -> Verdict:
@@ -286,7 +308,7 @@ def gate_checks(
         ),
         Check("zeros in ternary layers", mean_sparsity(model), p.sparsity_threshold, ">"),
         Check("ternary layers, times smaller on disk", smaller, p.compression_threshold, ">="),
-        Check("anti-theater tests surely failed", float(reinforcement.surely_failed(theater)), 1.0, "<"),
+        Check("an anti-theater test surely failed", float(reinforcement.surely_failed(theater)), 1.0, "<"),
     ]
 
 
@@ -324,6 +346,6 @@ def mean_sparsity(model: nn.Module) -> float:
     return sparsity([m for m in model.modules() if isinstance(m, TernaryLinear | PackedTernaryLinear)])
 
 
-def n_steps(p: BitnetFinetune) -> int:
-    """Optimizer steps of the fine-tuning."""
-    return p.epochs * -(-p.tune_rows // p.batch_size)
+def n_steps(p: BitnetFinetune, some: Shown) -> int:
+    """Optimizer steps of the fine-tuning, on as many rows as there are."""
+    return p.epochs * -(-len(some(0)) // p.batch_size)

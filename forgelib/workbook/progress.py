@@ -38,7 +38,8 @@ class Progress:
                 self._note(item)
                 self._draw()
         finally:
-            self._draw(final=True)
+            if self.done > self.start or not self.total:
+                self._draw(final=True)
 
     def line(self) -> str:
         """The text now: label, share, count, rate, time left, the shown values."""

@@ -12,10 +12,13 @@ from typing import Any
 from forgelib.workbook import tables
 
 MIME = "application/vnd.forge+json"
+#: Gates that this notebook has shown, by name.
+_shown: dict[str, dict] = {}
 
 
 def gate(gate: Any) -> None:
     """Show a core.gates.Gate as a table of its checks. Call it before `gate.enforce(...)`: red is seen too."""
+    _shown[gate.name] = gate.verdict()
     payload = {"name": gate.name, "passed": gate.passed, "advice": gate.advice, "rows": gate.rows()}
     publish("gate", payload, tables.gate(payload), tables.gate_text(payload))
 
@@ -45,9 +48,24 @@ def provenance(parameters: Any, **facts: Any) -> None:
 
 
 def artifact(artifact: Any) -> None:
-    """Show a published core.artifacts.Artifact: name, digest, folder."""
+    """Show a published core.artifacts.Artifact: name, digest, folder; and where it was published before with another
+    verdict than the gate shown here (other limits, a time measured anew), that one, which is handed on."""
     payload = {"name": artifact.name, "digest": artifact.digest, "path": str(artifact.path)}
     publish("artifact", payload, tables.pairs(payload.items()))
+    for kept in artifact.manifest["verdicts"] or ():
+        now = _shown.get(kept["gate"])
+        if now is not None and json.loads(json.dumps(now)) != kept:
+            publish("published earlier", {"pairs": (told := _kept(kept))}, tables.pairs(told))
+
+
+def _kept(verdict: Mapping[str, Any]) -> list[list[Any]]:
+    """A gate as an artifact keeps it, a pair a check."""
+    word = "passed" if verdict["passed"] else "failed"
+    lines = [
+        [row["check"], f"{row['measured']} (needed {row['needed']}): {row['verdict']}"]
+        for row in map(tables.gate_row, verdict["checks"])
+    ]
+    return [[f"{verdict['gate']}, as this artifact keeps it and hands it on", word], *lines]
 
 
 def publish(kind: str, payload: Mapping[str, Any], table: str = "", text: str = "") -> None:

@@ -125,7 +125,7 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
     found["packed"] = rows.measure(pack_model(model))  # the rest of the model is float16 now
     _drop(found, "packed", say)
     notes = _export(model, tokenizer, asked)
-    write_report(asked.out, asked.exports, p.model_dump(), parent, model, found, notes, say)
+    write_report(asked.out, asked.exports, p.model_dump(), model, found, notes, say)
     shutil.rmtree(asked.out / "checkpoints", ignore_errors=True)
     return asked.out
 

@@ -34,7 +34,6 @@ def write_report(
     out: Path,
     exported: Sequence[str],
     settings: dict,
-    parent: nn.Module,
     packed: nn.Module,
     found: Mapping[str, Found],
     notes: list[str],
@@ -43,7 +42,7 @@ def write_report(
     """The one table, and the same in report.json, which is written last."""
     layers = [module for module in packed.modules() if isinstance(module, PackedTernaryLinear)]
     parts = [row | {"times smaller": row["float32 bytes"] / row["stored bytes"]} for row in sizes(packed)]
-    full = 4 * sum({id(t): t.numel() for t in parent.parameters()}.values())
+    full = sum(row["float32 bytes"] for row in parts)
     files = {name: _bytes(out / EXPORTS[name]) for name in exported}
     exports = [
         {"part": f"{name}, on disk", "float32 bytes": full, "stored bytes": size} for name, size in files.items()

@@ -116,14 +116,14 @@ def _sources(chapters: Iterable[Chapter], phase: int) -> str:
 
 
 def _nothing_listed(phase: int) -> str:
-    return "<p>not run</p>" if phase == 1 else "<p>The rows are those that the report of Phase 1 lists.</p>"
+    return "<p>not run</p>" if phase == 1 else "<p>The rows are those that the reports of the phases before list.</p>"
 
 
 def _rows_by_source(chapters: list[Chapter]) -> str:
     """Datasets counted by where their rows came from."""
     facts = (fact for chapter in chapters for fact in chapter.of_kind("sources"))
     counted = Counter(row["source"] for fact in facts for row in fact["rows"])
-    other = "those of Phase 1" if any(chapter.notebook for chapter in chapters) else "not run"
+    other = "those of the phases before" if any(chapter.notebook for chapter in chapters) else "not run"
     return "Datasets: " + (", ".join(f"{count} {source}" for source, count in counted.items()) or other)
 
 

@@ -48,7 +48,7 @@ def gate_row(row: Mapping[str, Any]) -> dict[str, str]:
         "measured": f"{number(row['measured'])} {row.get('unit') or ''}".strip(),
         "needed": f"{OPERATORS.get(row['op'], row['op'])} {number(row['threshold'])}",
         "interval": " to ".join(low_high),
-        "control": ", ".join(f"{name} {number(value)}" for name, value in (row.get("control") or {}).items()),
+        "control": "; ".join(f"{name} {number(value)}" for name, value in (row.get("control") or {}).items()),
         "verdict": row["verdict"],
         "note": row.get("note") or "",
     }

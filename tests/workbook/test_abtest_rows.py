@@ -94,7 +94,7 @@ def planted_run(tiny, p=SMALL):
         ({"samples": 1}, "samples = 1: must be a whole number, at least 2"),
         ({"thoughts": 1}, "thoughts = 1"),
         ({"improvement": 1.0}, "improvement = 1.0: must be a number, at least 0 and below 1"),
-        ({"muon_lr": "1e-5"}, "write 1e-05 without quotes"),
+        ({"muon_lr": "1e-5"}, "write 0.00001 without quotes"),
         ({"bake_helped": 0}, "bake_helped = 0"),
         ({"rounds": 9, "collect": 10}, "collect = 10: must be at least 2 x rounds = 18"),
         ({"episodes": 5000}, "episodes = 5000: there is no such parameter"),

@@ -211,4 +211,4 @@ def test_the_last_table_shows_every_model_as_it_is(pair, tmp_path, monkeypatch):
     assert (first["right"], second["right"]) == (0.5, 1.0) and first["low"] < 0.5 < first["high"]
     assert (first["tokens/s, torch"], first["tokens/s, native"], first["bytes on disk"]) == (20, 80, 1234)
     assert (first["gates passed"], first["not passed"]) == ("1 of 1", "")
-    assert (second["gates passed"], second["not passed"]) == ("1 of 2", "Two: b; Two: d")
+    assert (second["gates passed"], second["not passed"]) == ("1 of 2", "Two: b; d")

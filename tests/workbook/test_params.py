@@ -80,6 +80,7 @@ def test_a_misspelt_name_in_the_parameters_cell_is_refused():
         ({"specialist": "chef"}, ["specialist = 'chef'", "reasoning, memory, speed"]),
         ({"specialist": "memroy"}, ["did you mean 'memory'"]),
         ({"muon_lr": "1e-3"}, ["muon_lr = '1e-3'", "text, not a number", "write 0.001"]),
+        ({"muon_lr": "1e-5"}, ["write 0.00001 without quotes"]),
         ({"steps": "400"}, ["steps = '400'", "write 400"]),
         ({"lr": "1e-3"}, ["lr = '1e-3'", "no such parameter", "did you mean 'muon_lr'"]),
         ({"steps": 3.0}, ["steps = 3.0", "a whole number"]),
@@ -97,6 +98,11 @@ def test_refused_naming_field_value_and_what_is_allowed(given, words):
     text = refusal(CognateTrain, **given)
     assert all(word in text for word in words), text
     assert "11_cognate_train" in text and "pydantic" not in text
+
+
+@pytest.mark.parametrize("given", [{"steps": "1e-3"}, {"steps": "2.5"}, {"muon_lr": "inf"}, {"muon_lr": "fast"}])
+def test_no_text_is_taken_for_a_number_that_would_be_refused_again(given):
+    assert "without quotes" not in refusal(CognateTrain, **given)
 
 
 def test_every_wrong_field_is_named_at_once():

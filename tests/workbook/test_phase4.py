@@ -104,11 +104,15 @@ def test_rounded_tuned_published_and_read_again(made, run):
     model = phase4.as_rounded(copy.deepcopy(parent), kept)
     names = {name for name, m in model.named_modules() if isinstance(m, TernaryLinear)}
     assert names == {record["name"] for record in records} - {records[3]["name"]}
-    tuning = phase4.open_tune(TUNE, [kept])
+    tuning = phase4.open_tune(TUNE, kept, kept)
     some = phase4.shown(made.tokenizer, found, TUNE)
     steps = list(phase4.tune_steps(model, parent, made.tokenizer, some, TUNE, tuning))
     twin, plain = phase4.control_steps(parent, made.tokenizer, some, TUNE, tuning)
-    assert len(steps) == len(list(plain)) == phase4.n_steps(TUNE) == 8
+    journal = list(plain)
+    assert len(steps) == len(journal) == phase4.n_steps(TUNE, some) == 8
+    assert phase4.control_journal(tuning) == journal
+    _, again = phase4.control_steps(parent, made.tokenizer, some, TUNE, tuning)
+    assert list(again) == [] and phase4.control_journal(tuning) == journal, "finished: its curve is still there"
     assert not any(isinstance(m, TernaryLinear) for m in twin.modules())
     result = phase4.publish_ternary(tuning, model, made.tokenizer, {"before": before, "ternary": after}, [])
     stored = AutoModelForCausalLM.from_pretrained(result.path / "model").state_dict()
@@ -120,6 +124,22 @@ def test_rounded_tuned_published_and_read_again(made, run):
     again = phase4.as_rounded(copy.deepcopy(parent), kept)
     assert list(phase4.tune_steps(again, parent, made.tokenizer, some, TUNE, tuning)) == [], "finished"
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_a_run_without_training_is_another_run_than_one_with(made, run):
+    """0.2 of the quality was lost; whether that calls for training is for `finetune_above` to say."""
+    before, after = measured({"math": 0.5}), measured({"math": 0.4})
+    kept = phase4.publish_rounded(run, [], before, after, [])
+    often, never = replace_p(TUNE, finetune_above=0.1), replace_p(TUNE, finetune_above=0.3)
+    assert phase4.called_for(often, kept) and not phase4.called_for(never, kept)
+    keys = [phase4.open_tune(p, kept, kept).key for p in (often, never, replace_p(TUNE, finetune_above=-1.0))]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_steps_are_counted_on_the_rows_there_are(made):
+    many = replace_p(TUNE, tune_rows=9999)
+    found = rows_of(made)
+    assert phase4.n_steps(many, phase4.shown(made.tokenizer, found, many)) == many.epochs * -(-len(found.tune) // 8)
 
 
 def test_the_gate_fails_where_it_must(made, monkeypatch):

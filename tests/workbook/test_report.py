@@ -148,8 +148,8 @@ def test_a_notebook_run_three_times_is_open_once(chapter, tmp_path):
 def test_a_phase_without_data_of_its_own_says_where_the_rows_are_listed(chapter, tmp_path):
     (tmp_path / "two").mkdir()
     later = write_phase(2, [chapter()], "laptop-seed0-auto", tmp_path / "two").read_text()
-    assert "The rows are those that the report of Phase 1 lists." in later
-    assert "report of Phase 1 lists" not in page_of(tmp_path, chapter())
+    assert "The rows are those that the reports of the phases before list." in later
+    assert "phases before list" not in page_of(tmp_path, chapter())
 
 
 def test_a_table_in_prose_scrolls_in_its_own_box():
@@ -184,7 +184,7 @@ def test_all_gates_passed_is_green_only_where_no_step_is_missing(chapter, tmp_pa
 def test_the_index_says_whose_rows_a_phase_without_its_own_used(chapter, tmp_path):
     absent = Chapter("40_bitnet_quantize", tmp_path / "absent.ipynb", {})
     page = write_index({2: [chapter()], 4: [absent]}, "laptop", tmp_path).read_text()
-    assert page.index("Datasets: those of Phase 1") < page.index("Phase 4") < page.index("Datasets: not run")
+    assert page.index("Datasets: those of the phases before") < page.index("Phase 4") < page.index("Datasets: not run")
     assert page.count("No gate has been reached.") == 2 and "no rows" not in page
 
 
