@@ -1,7 +1,7 @@
 """Greedy decoding of a packed model, native where this machine and the architecture allow it, and saying so.
 
 text = greedy(model, input_ids, max_new_tokens=64)
-text.ids, text.how           "native, AVX-512 VNNI", or "torch: " and the reason
+text.ids, text.how           "native, AVX-512 VNNI", or "torch", how where it is slow, and the reason
 
 A short prompt is read natively, token after token; a long one by torch at once, whose cache the decoder takes over.
 """
@@ -94,12 +94,18 @@ def read_prompt(model: PreTrainedModel, decoder: Decoder, input_ids: Tensor, mor
 def _by_torch(
     model: PreTrainedModel, input_ids: Tensor, max_new_tokens: int, end: Collection[int], why: str
 ) -> Decoded:
-    ids, read, cache = [], input_ids, None
+    """With a cache of keys and values where the model has one; else (Mamba) every token reads the whole text again."""
+    ids, text, how, more = [], input_ids, "torch", {}
     while len(ids) < max_new_tokens and not (ids and ids[-1] in end):
-        output = model(input_ids=read, past_key_values=cache, use_cache=True)
+        output = model(input_ids=text[:, -1:] if more else text, use_cache=True, **more)
         ids.append(_likeliest(output.logits[0, -1]))
-        cache, read = output.past_key_values, torch.tensor([[ids[-1]]], device=input_ids.device)
-    return Decoded(torch.tensor(ids), f"torch: {why}")
+        text = torch.cat([text, torch.tensor([[ids[-1]]], device=text.device)], dim=1)
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            how = "torch, the whole text again for every token"
+        else:
+            more = {"past_key_values": cache}
+    return Decoded(torch.tensor(ids), f"{how}: {why}")
 
 
 def _likeliest(logits: Tensor) -> int:

@@ -21,6 +21,9 @@ from .ternary import Rounding
 
 #: A layer with fewer inputs or outputs is a gate or a probe.
 SMALLEST = 64
+#: How far float16 may take a tensor from what it is, as a share of its length. Rounding alone takes it half as far at
+#: most (2^-11); beyond lies only what overflows, or is too small for float16's full precision (below 6.1e-5).
+FLOAT16_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,10 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def pack_model(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     """Pack every TernaryLinear for inference, in place, and round the other weights to float16 values.
 
-    These stay float32 in memory, where a processor computes with them; a tensor that float16 cannot hold stays as it
-    is. Layers that read one tensor are multiplied together from then on (`share_inputs` with `example`, token ids
-    [1, T], by default the first eight). Raises ValueError where the model has no TernaryLinear.
+    These stay float32 in memory, where a processor computes with them; a tensor that float16 cannot hold, because it
+    overflows or mostly vanishes there, stays as it is. Layers that read one tensor are multiplied together from then
+    on (`share_inputs` with `example`, token ids [1, T], by default the first eight). Raises ValueError where the model
+    has no TernaryLinear.
     """
     ternary = [module for module in model.modules() if isinstance(module, TernaryLinear)]
     if not ternary:
@@ -124,10 +128,8 @@ def pack_model(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         replace(model, old, new)
     own = {t.data_ptr() for layer in packed for t in layer.buffers()}
     for tensor in model.state_dict().values():  # what is stored: rotary frequencies, made anew, stay exact
-        if tensor.dtype == torch.float32 and tensor.data_ptr() not in own:
-            rounded = tensor.to(torch.float16)
-            if bool(torch.isfinite(rounded).all()):
-                tensor.copy_(rounded)
+        if tensor.dtype == torch.float32 and tensor.data_ptr() not in own and fits_float16(tensor):
+            tensor.copy_(tensor.to(torch.float16))
     model.eval().requires_grad_(False)
     share_inputs(model, torch.arange(8)[None] % model.config.vocab_size if example is None else example)
     return model
@@ -161,6 +163,13 @@ def share_inputs(model: nn.Module, example: Tensor) -> list[list[str]]:
     for group in names:
         SharedInput([model.get_submodule(name) for name in group])
     return names
+
+
+def fits_float16(tensor: Tensor) -> bool:
+    """Whether float16 holds the tensor to `FLOAT16_ERROR` of its length. A few values may vanish beside larger ones."""
+    error = tensor.to(torch.float16).to(tensor.dtype) - tensor
+    moved, length = (torch.linalg.vector_norm(t, dtype=torch.float64) for t in (error, tensor))
+    return bool(moved <= FLOAT16_ERROR * length)
 
 
 def as_stored(tensor: Tensor) -> Tensor:

@@ -6,7 +6,8 @@
 
 Four rows share a byte: row n lies in byte row n mod (N / 4), in bits 2 (n div (N / 4)), as sign + 1. weight_scale is
 1 / scale: transformers rounds activations to int8 a token as we do and divides the sums, the same integers as ours, by
-both scales. Only the last products are rounded in another order, so logits are equal up to float32's rounding.
+both scales. Only the last products are rounded in another order, so logits are equal up to float32's rounding, but for
+a token now and then where that last bit decides how an activation is rounded to int8: its logits differ by hundredths.
 
 It unpacks a weight anew in every forward pass: small in memory, and slow. Its other class, autobitlinear, would keep
 unpacked weights, but leaves every float16 tensor of the file float16 next to float32 ones, and then cannot multiply.
@@ -16,6 +17,7 @@ does without); loading asks for accelerate.
 """
 
 import copy
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -37,7 +39,8 @@ def save_bitnet(model: nn.Module, folder: Path | str, tokenizer=None) -> Path:
     """Write a model that `pack_model` made into a folder for `AutoModelForCausalLM.from_pretrained`; returns it.
 
     Raises ExportRefused for an architecture that transformers does not bring itself, a layer that is no nn.Linear
-    there, outputs that are no multiple of 4, or a scale for each row: the format has one for each layer.
+    there, outputs that are no multiple of 4, a scale for each row: the format has one for each layer, or weights used
+    in several places that transformers would not tie again.
     """
     folder, layers = Path(folder), packed_layers(model)
     check_bitnet(model)
@@ -86,6 +89,7 @@ def check_bitnet(model: nn.Module) -> None:
             f"bitnet: plain transformers has no architecture {model.config.model_type!r} ({type(model).__name__}), so "
             "it could not read the folder; use the packed folder, which forgelib reads"
         )
+    refuse_shared(model, "bitnet", model.all_tied_weights_keys)
     with torch.device("meta"):
         plain = dict(AutoModelForCausalLM.from_config(model.config).named_modules())
     for name, layer in ternary_layers(model).items():
@@ -100,6 +104,17 @@ def check_bitnet(model: nn.Module) -> None:
             raise ExportRefused(f"{per_row}: quantize with per_row=False")
         if isinstance(layer, PackedTernaryLinear) and not bool((layer.scales == layer.scales[0]).all()):
             raise ExportRefused(f"{per_row}: quantize with per_row=False")
+
+
+def refuse_shared(model: nn.Module, engine: str, tied: Collection[str]) -> None:
+    """Raise ExportRefused where weights are used in several places, but for the names that the engine ties itself."""
+    first = {}
+    for name, tensor in model.state_dict().items():
+        other = first.setdefault((tensor.data_ptr(), tuple(tensor.shape), tensor.dtype), name)
+        if tensor.numel() and name != other and not {name, other} & set(tied):
+            raise ExportRefused(
+                f"{engine}: {name} is {other} used a second time, and there each is its own; use the packed folder"
+            )
 
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear | PackedTernaryLinear]:

@@ -1,8 +1,9 @@
 """A packed Llama model as one GGUF file with ternary blocks, for llama.cpp and all that reads its files.
 
 TQ2_0 stores 256 weights of a row in 66 bytes (2 bits each and a float16 scale), TQ1_0 in 54 (base 3). The signs are
-ours exactly; the scale is rounded to float16 (at most 1 part in 2,048). Embeddings, head and kept layers are float16,
-norms float32. Llama's queries and keys are stored with their rows in llama.cpp's rotary order.
+ours exactly; the scale is rounded to float16: by at most 1 part in 2,048 from 6.1e-5 to 65,504, and a layer that it
+changes by more than 1 part in 1,000 is refused. Embeddings, head and kept layers are float16, or float32 where that
+does not hold them; norms float32. Llama's queries and keys are stored with their rows in llama.cpp's rotary order.
 
 llama.cpp rounds activations to int8 in blocks of 256, we do it a token: its outputs are near ours, not equal (a test
 asks llama.cpp itself). What transformers reads from the file (`gguf_file=`) it multiplies in float32.
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType, LlamaFileType
 from torch import Tensor, nn
 
-from .export_bitnet import ExportRefused, packed_layers, ternary_layers
+from .convert import fits_float16
+from .export_bitnet import ExportRefused, packed_layers, refuse_shared, ternary_layers
 from .folder import rest_of
 from .gguf_tokenizer import TokenizerFields, tokenizer_fields
-from .linear import PackedTernaryLinear
+from .linear import PackedTernaryLinear, TernaryLinear
+from .ternary import ternarize
 
 #: What a ternary weight can be stored as: the type of its tensor, and what the file says of itself.
 KINDS = {
@@ -32,8 +36,9 @@ def save_gguf(model: nn.Module, file: Path | str, tokenizer=None, kind: str = "T
     """Write a model that `pack_model` made into one GGUF file.
 
     Returns "" where the tokenizer lies in the file, else why it does not.
-    Raises ExportRefused for an architecture other than Llama, rotary positions that are scaled, biases, a ternary
-    layer whose inputs are no multiple of 256; ValueError for another kind.
+    Raises ExportRefused for an architecture other than Llama, an activation other than SiLU, attention that is not
+    causal over the whole text, rotary positions that are scaled, biases, weights used in several places, a ternary
+    layer whose inputs are no multiple of 256 or whose scales float16 does not hold; ValueError for another kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind = {kind!r}: must be {' or '.join(KINDS)}")
@@ -67,6 +72,8 @@ def check_gguf(model: nn.Module) -> None:
             f"gguf: the architecture {config.model_type!r} is not written here: only Llama, whose names and rotary "
             "order llama.cpp knows; use the packed folder"
         )
+    _refuse_another_graph(config)
+    refuse_shared(model, "gguf", ["lm_head.weight"])
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope != "default":
         raise ExportRefused(f"gguf: rotary positions of type {rope!r} need tensors that are not written here")
@@ -79,6 +86,37 @@ def check_gguf(model: nn.Module) -> None:
                 f"gguf: {name} has {layer.in_features} inputs: TQ1_0 and TQ2_0 store blocks of {BLOCK}, so {BLOCK} "
                 "must divide them; use the packed folder or bitnet"
             )
+        weight = _weight(layer)
+        if not fits_float16(weight):
+            raise ExportRefused(
+                f"gguf: {name}: GGUF keeps scales in float16, which does not hold those of this layer, up to "
+                f"{weight.abs().max():.5g} (it ends at 65504, and below 6.1e-5 it loses digits); use the packed folder "
+                "or bitnet"
+            )
+
+
+def _refuse_another_graph(config) -> None:
+    """Refuse what transformers' Llama would compute by its config, and a GGUF file has no field for."""
+    if config.hidden_act not in ("silu", "swish"):
+        raise ExportRefused(
+            f"gguf: its feed-forward uses {config.hidden_act}: llama.cpp's Llama always computes SiLU, so the file "
+            "would be another model; use the packed folder or bitnet"
+        )
+    if not getattr(config, "is_causal", True):
+        raise ExportRefused("gguf: its tokens see later ones (is_causal is false), llama.cpp's never; use bitnet")
+    windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if windows:
+        raise ExportRefused(
+            f"gguf: layers of type {', '.join(sorted(windows))}: llama.cpp's Llama attends to the whole text"
+        )
+
+
+def _weight(layer: TernaryLinear | PackedTernaryLinear) -> Tensor:
+    """The weight [N, K] in float32, as it is or will be packed."""
+    if isinstance(layer, PackedTernaryLinear):
+        return layer.weight
+    signs, scales = ternarize(layer.weight, layer.rounding)
+    return signs * scales[:, None]
 
 
 def _tensors(
@@ -97,7 +135,7 @@ def _tensors(
     found = {}
     for name, tensor in rest_of(model)[0].items():
         ordered = _rotary_order(name, tensor, config)
-        exact = tensor.float() if tensor.dim() == 1 else ordered
+        exact = ordered if tensor.dtype == torch.float16 and tensor.dim() > 1 else ordered.float()
         found[renamed(name)] = (exact.contiguous().numpy(), None)
     for name, layer in layers.items():
         weight = _rotary_order(f"{name}.weight", layer.weight, config).contiguous().numpy()

@@ -3,29 +3,32 @@
     config.json               the architecture, as transformers writes it
     ternary.safetensors       <layer>.codes in base 3 (5 weights a byte), <layer>.scales and <layer>.bias in float32
     rest.safetensors          embeddings, head, norms in float16 where that holds them exactly, tied ones once
-    packed.json               names and shapes of the layers, types in memory, ties; written last
+    packed.json               names and shapes of the layers, types in memory, ties, config.json's hash; written last
 
-What still is a valid weight after somebody changed it, only a hash can tell: an artifact (`core.artifacts`) has one for
-every file.
+config.json decides what is computed with the same weights, so it is sealed by that hash. What still is a valid weight
+after somebody changed it, only a hash can tell too: an artifact (`core.artifacts`) has one for every file.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from .convert import as_stored, replace
 from .linear import PackedTernaryLinear, SharedInput, check_packed
 from .packing import from_base3, pack, packed_shape, to_base3, unpack
 
-TERNARY, REST, INDEX = "ternary.safetensors", "rest.safetensors", "packed.json"
+TERNARY, REST, INDEX, CONFIG = "ternary.safetensors", "rest.safetensors", "packed.json", "config.json"
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+Stored = Literal[*FLOATS, "int64", "int32", "int16", "int8", "uint8", "bool"]
 
 
 class PackedFolderError(ValueError):
@@ -45,14 +48,24 @@ class StoredLayer(_Strict):
 
 
 class Index(_Strict):
-    """packed.json. dtypes: types in memory of what lies in rest.safetensors; tied: other name -> name there."""
+    """packed.json. dtypes: types in memory of what lies in rest.safetensors; tied: other name -> name there;
+    config_sha256: of config.json, None in folders from before it was written."""
 
     format: Literal["forge-ternary"] = "forge-ternary"
     version: Literal[1] = 1
     layers: dict[str, StoredLayer] = Field(min_length=1)
     shared_inputs: list[list[str]]
-    dtypes: dict[str, str]
+    dtypes: dict[str, Stored]
     tied: dict[str, str]
+    config_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _float64_throughout_or_not_at_all(self) -> Self:
+        floats = {name: dtype for name, dtype in self.dtypes.items() if dtype in FLOATS}
+        wide = [name for name, dtype in floats.items() if dtype == "float64"]
+        if wide and len(wide) < len(floats):
+            raise ValueError(f"{wide[0]} is float64 and others are not: such a model cannot multiply")
+        return self
 
 
 def save_packed(model: nn.Module, folder: Path | str) -> Path:
@@ -83,6 +96,7 @@ def save_packed(model: nn.Module, folder: Path | str) -> Path:
         shared_inputs=[[names[layer] for layer in group] for group in groups.values()],
         dtypes=dtypes,
         tied=tied,
+        config_sha256=_sha256(folder / CONFIG),
     )
     (folder / INDEX).write_text(index.model_dump_json(indent=1))
     return folder
@@ -119,10 +133,11 @@ def load_packed(folder: Path | str) -> nn.Module:
 
     Raises PackedFolderError, with nothing loaded, for a file that is missing, cut short or no such file; an index that
     does not fit; tensors too many, missing, or of another shape or type; bytes that are no codes; scales or other
-    values that are NaN or infinite; a config.json that builds another model.
+    values that are NaN or infinite; a config.json that is not the one written, or builds another model or none.
     """
     folder = Path(folder)
     index = _read_index(folder / INDEX)
+    _check_seal(folder / CONFIG, index)
     layers = _read_layers(folder / TERNARY, index)
     rest = _read_rest(folder / REST, index)
     model = _build(folder)
@@ -165,6 +180,20 @@ def _read_index(file: Path) -> Index:
     return index
 
 
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _check_seal(file: Path, index: Index) -> None:
+    if not file.is_file():
+        raise PackedFolderError(f"{file} is missing")
+    if index.config_sha256 not in (None, _sha256(file)):
+        raise PackedFolderError(
+            f"{file} is not the one that was written with the folder: put that one back or write the folder anew (a "
+            f"change that is meant: take config_sha256 out of {INDEX})"
+        )
+
+
 def _read(file: Path, names: Mapping[str, object]) -> dict[str, Tensor]:
     """Every tensor of a .safetensors file, which must hold these names and no other."""
     if not file.is_file():
@@ -198,8 +227,9 @@ def _read_layers(file: Path, index: Index) -> dict[str, PackedTernaryLinear]:
 def _read_rest(file: Path, index: Index) -> dict[str, Tensor]:
     rest = {}
     for name, tensor in _read(file, index.dtypes).items():
-        dtype = getattr(torch, index.dtypes[name], None)
-        if not isinstance(dtype, torch.dtype) or tensor.dtype not in (dtype, torch.float16):
+        dtype = getattr(torch, index.dtypes[name])
+        halved = tensor.dtype == torch.float16 and dtype in (torch.float32, torch.float64)  # as `as_stored` does
+        if tensor.dtype != dtype and not halved:
             raise PackedFolderError(f"{file}: {name} is {tensor.dtype}, the index says {index.dtypes[name]!r}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise PackedFolderError(f"{file}: {name} holds NaN or infinity")
@@ -208,15 +238,26 @@ def _read_rest(file: Path, index: Index) -> dict[str, Tensor]:
 
 
 def _build(folder: Path) -> nn.Module:
+    """The model of config.json with new weights. Wrong fields raise anything in transformers, so all is caught."""
+    file, generation = folder / CONFIG, folder / "generation_config.json"
     try:
+        kind = json.loads(file.read_bytes()).get("model_type")
+        if kind == "cognate" and kind not in CONFIG_MAPPING:
+            raise ValueError("a Cognate needs `import forgelib.models` first")
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-        if (folder / "generation_config.json").is_file():
+    except Exception as error:
+        raise PackedFolderError(f"{file} builds no model ({_in_a_line(error)})") from error
+    if generation.is_file():
+        try:
             model.generation_config = GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        raise PackedFolderError(
-            f"{folder / 'config.json'} builds no model ({error}); a Cognate needs forgelib.models imported first"
-        ) from None
+        except Exception as error:
+            raise PackedFolderError(f"{generation} is damaged ({_in_a_line(error)})") from error
     return model
+
+
+def _in_a_line(error: Exception) -> str:
+    """What another library says, with the kind of error: the text alone may be a name or nothing."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _tie(model: nn.Module, tied: Mapping[str, str]) -> None:

@@ -99,10 +99,12 @@ class PackedTernaryLinear(nn.Module):
         return multiply(self._operand or self.operand(), x)
 
     def operand(self) -> Operand:
-        """The layer as the kernel reads it; made anew after the buffers were moved or loaded."""
-        if self._operand is None:
-            self._operand = Operand(self.codes, self.scales, self.bias, self.out_features, self.in_features)
-        return self._operand
+        """The layer as the kernel reads it; made anew after the buffers were moved, loaded or assigned."""
+        operand = self._operand
+        if operand is None:
+            operand = Operand(self.codes, self.scales, self.bias, self.out_features, self.in_features)
+            self._operand = operand
+        return operand
 
     @property
     def weight(self) -> Tensor:
@@ -123,6 +125,11 @@ class PackedTernaryLinear(nn.Module):
         self._operand = None
         if self.shared is not None:
             self.shared.forget()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name in ("codes", "scales", "bias"):
+            self._forget()
 
     def _apply(self, *args, **kwargs):
         result = super()._apply(*args, **kwargs)
@@ -145,7 +152,10 @@ class SharedInput:
     """Packed layers that are always given the very same tensor, as q, k and v: whichever is asked first, one call
     rounds x once and multiplies all, and the others' outputs wait for them.
 
-    They wait only for the same tensor object at the same version, so what a layer returns never depends on this.
+    They wait only for the same tensor object at the version that torch counts, so what a layer returns does not depend
+    on this. A change behind torch's back (x.data, numpy) is not counted: what waits then is of x as it was. So it is
+    where a buffer of a layer is changed in place between two of them; assigned or loaded, it counts at once.
+    Any thread may ask: an output that another took first is worked out again.
     """
 
     def __init__(self, layers: list[PackedTernaryLinear]):
@@ -159,19 +169,24 @@ class SharedInput:
     def forget(self) -> None:
         """Drop what waits, and the addresses."""
         self._operands: Operands | None = None
-        self._waiting: tuple[Tensor, int, list[Tensor | None]] | None = None
+        self._waiting: tuple[Tensor, int, dict[int, Tensor]] | None = None
 
     def output(self, x: Tensor, place: int) -> Tensor:
         """What layer `place` makes of x [..., K]."""
         waiting = self._waiting
-        if waiting is None or waiting[0] is not x or waiting[1] != x._version or waiting[2][place] is None:
-            if self._operands is None:
-                self._operands = Operands([layer.operand() for layer in self.layers])
-            waiting = self._waiting = (x, x._version, multiply_all(self._operands, x))
-        outputs = waiting[2]
-        y, outputs[place] = outputs[place], None
-        if not any(output is not None for output in outputs):
-            self._waiting = None
+        if waiting is not None and waiting[0] is x and waiting[1] == x._version:
+            outputs = waiting[2]
+            y = outputs.pop(place, None)  # in one step: of two threads only one gets it
+            if y is not None:
+                if not outputs:
+                    self._waiting = None
+                return y
+        operands, version = self._operands, x._version
+        if operands is None:
+            operands = self._operands = Operands([layer.operand() for layer in self.layers])
+        outputs = dict(enumerate(multiply_all(operands, x)))
+        y = outputs.pop(place)
+        self._waiting = x, version, outputs
         return y
 
     def __getstate__(self) -> dict:

@@ -14,6 +14,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -218,6 +220,20 @@ def test_an_architecture_or_state_that_it_does_not_know_is_decoded_by_torch_and_
     window = ["full_attention", "sliding_attention"]
     assert "a window" in refused(lambda m: setattr(m.config, "layer_types", window), "qwen2")
     assert "bfloat16" in refused(lambda m: m.to(torch.bfloat16), "cognate")
+
+
+def test_a_model_without_a_cache_of_keys_and_values_is_given_the_whole_text_again():
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.2}
+    model = MambaForCausalLM(MambaConfig(**sizes, **NO_END)).eval()
+    convert(model, smallest=16)
+    pack_model(model)
+    ids = prompt(5)
+    expected = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, 5:].tolist()
+    text = greedy(model, ids, 8)
+    assert text.ids.tolist() == expected
+    assert text.how.startswith("torch, the whole text again for every token: MambaForCausalLM is no architecture")
+    assert greedy(model, ids, 8, end={expected[2]}).ids.tolist() == expected[: expected.index(expected[2]) + 1]
 
 
 @pytest.mark.parametrize("by", ["native", "torch"])

@@ -170,6 +170,28 @@ def test_generation_with_a_cache_is_generation_without(family):
     assert torch.equal(fast[:, 6:], logits(model, fast)[:, 5:-1].argmax(-1))
 
 
+@pytest.mark.parametrize("factor, rounded", [(1.0, True), (0.0, True), (1e-3, True), (1e-7, False), (1e-30, False)])
+def test_what_float16_would_lose_stays_float32(factor, rounded):
+    model = build("llama-untied")
+    table = model.get_input_embeddings().weight
+    with torch.no_grad():
+        table.mul_(factor)
+    before = table.detach().clone()
+    convert(model, smallest=32)
+    pack_model(model)
+    assert torch.equal(table, before.half().float() if rounded else before)
+
+
+def test_a_few_values_that_vanish_are_no_reason_to_keep_a_tensor_in_float32():
+    model = build("llama-untied")
+    table = model.get_input_embeddings().weight
+    with torch.no_grad():
+        table[:, ::2] *= 1e-9
+    convert(model, smallest=32)
+    pack_model(model)
+    assert int((table[:, ::2] != 0).sum()) == 0 and bool((table[:, 1::2] != 0).all())
+
+
 def test_bytes_are_counted_by_part_and_tied_weights_once():
     model = build("llama")
     weights = sum(p.numel() for p in model.parameters())

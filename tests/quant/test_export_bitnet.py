@@ -33,6 +33,13 @@ def packed(family="llama", rounding=None, keep=()):
     return pack_model(model)
 
 
+def packed_gelu():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**build("llama").config.to_dict(), "hidden_act": "gelu"})).eval()
+    convert(model, smallest=32)
+    return pack_model(model)
+
+
 def read_by_transformers(folders, **environment):
     """The logits [B, T, V] that a new process without forgelib gets from each folder."""
     save_file({"ids": tokens()}, folders[0].parent / "tokens.safetensors")
@@ -50,11 +57,13 @@ def apart(found, expected):
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
-    """Model and what transformers read, of a tied, an untied, and a model that was changed after it was written."""
+    """How far apart a model and what transformers reads are: tied, untied, of another activation, changed after it was
+    written."""
     folder = tmp_path_factory.mktemp("bitnet")
     models = {
         "tied": packed("llama", keep=["model.layers.1.mlp.up_proj"]),
         "untied": packed("llama-untied"),
+        "gelu": packed_gelu(),
         "changed": packed("llama"),
     }
     folders = [save_bitnet(model, folder / name) for name, model in models.items()]
@@ -65,7 +74,7 @@ def read(tmp_path_factory):
 
 def test_plain_transformers_gives_equal_logits(read):
     """To float32's last bits; the same measure sees a scale that is a thousandth off."""
-    assert read["tied"] < 1e-6 and read["untied"] < 1e-6
+    assert read["tied"] < 1e-6 and read["untied"] < 1e-6 and read["gelu"] < 1e-6
     assert read["changed"] > 1e-4
 
 
@@ -94,10 +103,18 @@ def test_the_file_is_small_and_names_what_stays(tmp_path):
 def test_what_transformers_does_not_know_is_refused_before_anything_is_written(tmp_path):
     odd = LlamaForCausalLM(LlamaConfig(hidden_size=64, intermediate_size=70, num_hidden_layers=1, vocab_size=9))
     convert(odd)
+    twice = build("llama")
+    twice.model.layers[1].input_layernorm = twice.model.layers[0].input_layernorm
+    convert(twice, smallest=32)
+    tied_by_hand = build("llama-untied")
+    tied_by_hand.lm_head.weight = tied_by_hand.model.embed_tokens.weight
+    convert(tied_by_hand, smallest=32)
     for model, message in (
         (packed("cognate"), "no architecture 'cognate'"),
         (packed("gpt2"), "is a Conv1D"),
         (pack_model(odd), "70 outputs"),
+        (pack_model(twice), "layers.1.input_layernorm.weight is model.layers.0.input_layernorm"),
+        (pack_model(tied_by_hand), "lm_head.weight is model.embed_tokens.weight"),
         (packed(rounding=Rounding(per_row=True)), "per_row=False"),
     ):
         with pytest.raises(ExportRefused, match=message):

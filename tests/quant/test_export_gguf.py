@@ -11,7 +11,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from forgelib.data.tokenizer import train_bpe
-from forgelib.quant import GGUF_KINDS, ExportRefused, PackedTernaryLinear, Rounding, convert, pack_model, save_gguf
+from forgelib.quant import (
+    GGUF_KINDS,
+    ExportRefused,
+    PackedTernaryLinear,
+    Rounding,
+    check_gguf,
+    convert,
+    pack_model,
+    save_gguf,
+)
 from forgelib.quant.gguf_tokenizer import tokenizer_fields
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -116,6 +125,14 @@ def test_a_tokenizer_that_llama_cpp_splits_otherwise_stays_out(tmp_path):
         (lambda: pack_model(_converted(build("cognate"))), "'cognate' is not written here"),
         (lambda: packed(hidden_size=320, num_attention_heads=5, num_key_value_heads=5), "320 inputs.*256 must divide"),
         (lambda: packed(mlp_bias=True), "biases"),
+        (lambda: packed(hidden_act="gelu"), "feed-forward uses gelu.*SiLU"),
+        (lambda: packed(hidden_act="relu"), "feed-forward uses relu.*SiLU"),
+        (lambda: packed(is_causal=False), "is_causal"),
+        (lambda: packed(layer_types=["full_attention", "sliding_attention"], sliding_window=4), "sliding_attention"),
+        (lambda: layer_used_twice(), "layers.1.mlp.gate_proj.* is model.layers.0.mlp.gate_proj"),
+        (lambda: scaled(7e4), "layers.0.mlp.up_proj: .*70000.*65504"),
+        (lambda: scaled(2e-8), "layers.0.mlp.up_proj: .*2e-08"),
+        (lambda: converted_only(7e4), "layers.0.mlp.up_proj: .*70000.*65504"),
         (lambda: packed(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}), "type 'linear'"),
     ],
 )
@@ -125,6 +142,63 @@ def test_what_llama_cpp_would_not_know_is_refused_before_anything_is_written(tmp
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="TQ2_0 or TQ1_0"):
         save_gguf(packed(), tmp_path / "m.gguf", kind="Q4_0")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [6e4, 1e-4])
+def test_a_scale_that_float16_holds_is_written_to_1_part_in_2048(tmp_path, scale):
+    model = scaled(scale)
+    save_gguf(model, tmp_path / "m.gguf")
+    assert apart(tmp_path / "m.gguf", model) <= 2**-11
+
+
+def test_a_row_that_vanishes_beside_others_is_no_reason_to_refuse(tmp_path):
+    model = packed()
+    model.get_submodule(UP).scales[3] = 1e-9
+    save_gguf(model, tmp_path / "m.gguf")
+    assert apart(tmp_path / "m.gguf", model) < 2**-11
+
+
+def test_the_rest_may_be_of_any_type(tmp_path):
+    model = LlamaForCausalLM(LlamaConfig(**WIDE, vocab_size=50))
+    convert(model)
+    pack_model(model.to(torch.bfloat16))
+    save_gguf(model, tmp_path / "m.gguf")
+    found = {t.name: t for t in GGUFReader(tmp_path / "m.gguf").tensors}["token_embd.weight"]
+    stored = torch.from_numpy(dequantize(found.data, found.tensor_type))
+    assert torch.equal(stored, model.model.embed_tokens.weight.float())
+
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+def layer_used_twice() -> nn.Module:
+    model = LlamaForCausalLM(LlamaConfig(**WIDE, vocab_size=50))
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    convert(model)
+    return pack_model(model)
+
+
+def scaled(scale: float) -> nn.Module:
+    model = packed()
+    model.get_submodule(UP).scales.fill_(scale)
+    return model
+
+
+def converted_only(scale: float) -> nn.Module:
+    """Asked before it is packed, as `forge quantize` does before it starts."""
+    model = LlamaForCausalLM(LlamaConfig(**WIDE, vocab_size=50))
+    convert(model)
+    nn.init.constant_(model.get_submodule(UP).weight, scale)
+    check_gguf(model)
+    return pack_model(model)
+
+
+def apart(file, model: nn.Module) -> float:
+    """How far the layer's weight in the file is from the model's, as a share of its length."""
+    stored = {t.name: t for t in GGUFReader(file).tensors}["blk.0.ffn_up.weight"]
+    weight = model.get_submodule(UP).weight.numpy().astype(np.float64)
+    return np.linalg.norm(dequantize(stored.data, stored.tensor_type) - weight) / np.linalg.norm(weight)
 
 
 def _converted(model: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from forgelib.quant import PATHS, Operand, Operands, kernel_in_use, multiply, multiply_all, native, pack, round_tokens
 
@@ -79,6 +80,20 @@ def test_any_shape(path, seed):
     assert torch.equal(y, expected if bias is None else expected + bias)
 
 
+def test_every_small_shape(path):
+    """Each size up to a panel and a bit, one input and one output among them, x as a transposed view besides."""
+    for inputs in range(1, 71):
+        for outputs in range(1, 71):
+            weight = signs(outputs, inputs)
+            packed = operand(weight)
+            for tokens in (1, 2, 5):
+                x = torch.randn(inputs, tokens).t()
+                values, units = round_tokens(x)
+                expected = (values.double() @ weight.double().t()).float() * units
+                for given in (x, x.contiguous()):
+                    assert torch.equal(multiply(packed, given, path), expected), f"{tokens} x {inputs} x {outputs}"
+
+
 def test_activations_are_rounded_by_one_formula(path):
     """x * (127 / absmax), and not x * (127 * (1 / absmax)): tokens chosen so that the two round apart."""
     largest = torch.rand(200_000) * 9 + 1
@@ -130,6 +145,89 @@ def test_the_quick_way_gives_what_the_forced_one_does(path):
         half = given.to(torch.bfloat16)
         y = multiply(packed, half)
         assert y.dtype == torch.bfloat16 and torch.equal(y, multiply(packed, half.float()).to(torch.bfloat16))
+
+
+@pytest.mark.skipif(operand(signs(1, 1)).linear is None, reason="the kernel is called through ctypes, or there is none")
+def test_plain_tensors_take_the_quick_way():
+    packed, x = operand(signs(70, 24)), torch.randn(3, 24)
+    with torch.inference_mode():
+        inferred = x.clone()
+    for given in (x, inferred, x[1], x[1:], x[:0], x.view(3, 1, 24)):
+        assert torch.equal(packed.linear(packed.address, given), multiply(packed, given, threads=1))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert packed.linear(packed.address, given) is not None
+    assert packed.linear(packed.address, torch._neg_view(x)) is None
+
+
+def test_a_view_of_the_negative_is_the_negative(path):
+    """torch keeps such a minus as a mark beside the memory of x; so does x.conj().imag."""
+    packed, x = operand(signs(70, 24), bias=torch.randn(70)), torch.randn(3, 24)
+    for given in (torch._neg_view(x), torch._neg_view(x.double())):
+        expected = multiply(packed, (-x).to(given.dtype), path)
+        for chosen in (path, None):
+            assert torch.equal(multiply(packed, given, chosen), expected)
+            assert torch.equal(multiply_all(Operands([packed]), given, chosen)[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.skipif(native.kernel() is None, reason="torch's own operations can be mapped")
+@pytest.mark.parametrize("mapped", [torch.func.vmap, torch.func.functionalize])
+def test_a_tensor_without_memory_is_refused_and_never_read(mapped):
+    packed, x = operand(signs(70, 24)), torch.randn(3, 24)
+    for call in (lambda t: multiply(packed, t), lambda t: multiply_all(Operands([packed]), t)[0]):
+        with pytest.raises(RuntimeError, match="no memory"):
+            mapped(call)(x)
+        with pytest.raises(RuntimeError, match="no memory"):
+            call(FakeTensorMode().from_tensor(x))
+
+
+@pytest.mark.parametrize("path", [None, "int8"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_only_floating_point_is_multiplied(dtype, path):
+    """Outputs of x's type would be cut off, or lose the imaginary part."""
+    packed = operand(signs(8, 24))
+    with pytest.raises(TypeError, match=str(dtype)):
+        multiply(packed, torch.ones(2, 24, dtype=dtype), path)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5])
+def test_a_number_of_threads_is_whole_and_at_least_one(path, threads):
+    with pytest.raises(ValueError, match=f"threads = {threads}"):
+        multiply(operand(signs(70, 24)), torch.randn(9, 24), path, threads)
+
+
+def test_a_layer_on_another_device_is_refused_and_never_read():
+    part, x = operand(signs(70, 24)), torch.randn(3, 24)
+    moved = Operand(part.codes.to("meta"), part.scales.to("meta"), None, 70, 24)
+    for call in (lambda: multiply(moved, x), lambda: multiply_all(Operands([moved, moved]), x)):
+        with pytest.raises(RuntimeError, match="x is on cpu, the layer on meta"):
+            call()
+    with pytest.raises(RuntimeError, match="x is on meta, the layer on cpu"):
+        multiply(part, x.to("meta"))
+    with pytest.raises(ValueError, match="cpu, meta"):
+        Operand(part.codes, part.scales.to("meta"), None, 70, 24)
+    with pytest.raises(ValueError, match="cpu, meta"):
+        Operands([part, moved])
+
+
+def test_parts_of_another_size_are_refused():
+    """The kernel reads as far as the sizes say."""
+    part = operand(signs(70, 24))
+    for codes, scales, bias in [
+        (part.codes[:1], part.scales, None),
+        (part.codes.float(), part.scales, None),
+        (part.codes, torch.ones(1), None),
+        (part.codes, part.scales, torch.ones(69)),
+    ]:
+        with pytest.raises(ValueError, match="70"):
+            Operand(codes, scales, bias, 70, 24)
+
+
+def test_the_memory_of_an_operand_is_its_own():
+    codes = operand(signs(70, 24)).codes
+    packed = Operand(codes, torch.ones(70), None, 70, 24)
+    codes.data = torch.zeros(1, dtype=torch.uint8)
+    assert packed.codes.data_ptr() == packed.struct.codes
 
 
 def test_what_does_not_fit_is_refused():

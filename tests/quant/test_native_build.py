@@ -115,6 +115,23 @@ def test_two_processes_may_build_at_once(tmp_path):
     assert len(list((tmp_path / "kernels").iterdir())) == 1
 
 
+@compiled
+def test_an_output_that_no_memory_holds_is_an_error_of_python():
+    """2^24 tokens of 2^22 outputs: 256 TiB, more than a process can address. The process lives on."""
+    code = (
+        "import torch; from forgelib.quant import Operand, Operands, multiply, multiply_all\n"
+        "operand = Operand(torch.full((2**16, 1, 64), 85, dtype=torch.uint8), torch.ones(2**22), None, 2**22, 1)\n"
+        "for call in (lambda x: multiply(operand, x), lambda x: multiply_all(Operands([operand] * 2), x)):\n"
+        "    try: call(torch.zeros(2**24, 1))\n"
+        "    except RuntimeError as error: print('no memory' if 'allocate' in str(error) else error)\n"
+        "    print('alive', len(call(torch.zeros(2, 1))))\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "no memory\nalive 2\n" * 2
+
+
 def test_the_sources_are_in_the_installed_package():
     root = Path(__file__).resolve().parents[2]
     data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["forgelib"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from packed_models import build, logits
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING
 
 from forgelib.quant import (
     PackedFolderError,
@@ -187,6 +188,7 @@ def test_a_tampered_rest_is_refused(folder):
         ({"tied": {"lm_head.weight": "nowhere"}}, "nowhere"),
         ({"shared_inputs": [["nowhere", LAYER]]}, "nowhere"),
         ({"shared_inputs": [[LAYER]]}, "shared_inputs"),
+        ({"config_sha256": 5}, "config_sha256"),
     ],
     ids=str,
 )
@@ -206,12 +208,85 @@ def test_a_layer_of_another_size_is_refused(folder, change):
         load_packed(folder)
 
 
-OTHER_MODELS = [{"hidden_size": 128}, {"num_hidden_layers": 1}, {"model_type": "unheard-of"}]
-
-
-@pytest.mark.parametrize("change", OTHER_MODELS, ids=str)
-def test_a_config_of_another_model_is_refused(folder, change):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(PackedFolderError):
+@pytest.mark.parametrize("stored", [torch.float16, None], ids=["stored in float16", "stored as it says"])
+@pytest.mark.parametrize("dtype", ["float64", "complex64", "float8_e4m3fn", "bfloat16", "int64"])
+def test_a_type_that_the_model_cannot_compute_with_is_refused(folder, dtype, stored):
+    """bfloat16 as it says is a type like any other, but no float16 in the file would become it."""
+    index, tensors = json.loads((folder / INDEX).read_text()), load_file(folder / REST)
+    index["dtypes"]["model.norm.weight"] = dtype
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(stored or getattr(torch, dtype))
+    (folder / INDEX).write_text(json.dumps(index))
+    save_file(tensors, folder / REST)
+    if dtype == "bfloat16" and stored is None:
+        assert bool(torch.isfinite(logits(load_packed(folder))).all())
+        return
+    with pytest.raises(PackedFolderError, match=r"model\.norm\.weight"):
         load_packed(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_model_that_is_float64_throughout_is_loaded_as_it_was(family, tmp_path):
+    model = build(family)
+    convert(model, smallest=32)
+    pack_model(model.double())
+    loaded = load_packed(save_packed(model, tmp_path))
+    assert torch.equal(logits(loaded), logits(model)) and logits(loaded).dtype == torch.float64
+
+
+def change_config(folder, change, sealed=False):
+    """Change config.json; without the seal, as in a folder written before there was one."""
+    config, index = (json.loads((folder / name).read_text()) for name in ("config.json", INDEX))
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    if not sealed:
+        del index["config_sha256"]
+        (folder / INDEX).write_text(json.dumps(index))
+
+
+OTHER_MODELS = [{"hidden_size": 128}, {"num_hidden_layers": 1}, {"model_type": "unheard-of"}]
+DAMAGED = [
+    *({"hidden_size": "96"}, {"rms_norm_eps": "a"}, {"layer_types": ["x", "y"]}, {"initializer_range": "z"}),
+    *({"num_attention_heads": 0}, {"num_key_value_heads": 0}, {"head_dim": 0}, {"vocab_size": -3}),
+    *({"pad_token_id": 9999}, {"hidden_act": "unheard-of"}, {"rope_parameters": "x"}, {"model_type": 5}),
+]
+
+
+@pytest.mark.parametrize("change", OTHER_MODELS + DAMAGED, ids=str)
+def test_a_config_of_another_model_is_refused(folder, change):
+    change_config(folder, change)
+    with pytest.raises(PackedFolderError, match=r"config\.json builds no") as error:
+        load_packed(folder)
+    assert "forgelib.models" not in str(error.value), "a hint for Cognates only"
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", "", "{"])
+def test_a_config_that_is_none_is_refused(folder, text):
+    change_config(folder, {})
+    (folder / "config.json").write_text(text)
+    with pytest.raises(PackedFolderError, match=r"config\.json builds no model"):
+        load_packed(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"max_new_tokens": "x"}', "{"])
+def test_a_damaged_generation_config_is_named(folder, text):
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(PackedFolderError, match=r"generation_config\.json"):
+        load_packed(folder)
+
+
+def test_a_cognate_that_transformers_does_not_know_yet_is_told_what_to_import(tmp_path, monkeypatch):
+    save_packed(packed("cognate"), tmp_path)
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "cognate")
+    with pytest.raises(PackedFolderError, match=r"config\.json builds no model \(.*import forgelib\.models"):
+        load_packed(tmp_path)
+
+
+def test_a_changed_config_of_the_same_layers_is_refused_by_its_seal(folder):
+    change_config(folder, {"hidden_act": "gelu"}, sealed=True)
+    with pytest.raises(PackedFolderError, match=r"config\.json is not the one .* config_sha256"):
+        load_packed(folder)
+
+
+def test_a_folder_from_before_there_was_a_seal_is_read(folder):
+    change_config(folder, {})
+    assert torch.equal(logits(load_packed(folder)), logits(packed()))

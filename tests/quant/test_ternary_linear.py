@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -91,6 +93,38 @@ def test_a_packed_layer_survives_copies_moves_and_loading():
     torch.testing.assert_close(rounded(x), y, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_buffer_that_is_assigned_counts_from_the_next_call(shared):
+    packed, other, x = layer().pack(), layer(per_row=True).pack(), torch.randn(2, 96)
+    if shared:
+        SharedInput([other, packed])
+    before = packed(x)
+    for name in ("codes", "scales", "bias"):
+        if shared:
+            other(x)
+        setattr(packed, name, getattr(other, name).clone())
+    parts = packed.codes, packed.scales, packed.bias
+    after = packed(x)
+    assert torch.equal(after, PackedTernaryLinear(*parts, 72, 96)(x)) and not torch.equal(after, before)
+    packed.bias = None
+    torch.testing.assert_close(packed(x), after - other.bias)
+    packed.scales = torch.ones(3)
+    with pytest.raises(ValueError, match="72"):
+        packed(x)
+
+
+def test_layers_that_were_moved_away_refuse_x_of_the_cpu():
+    alone, q, k, x = *(layer().pack() for _ in range(3)), torch.randn(2, 96)
+    SharedInput([q, k])
+    for packed in (alone, q, k):
+        packed(x)
+    for packed in (alone, q, k):
+        packed.to("meta")
+    for packed in (alone, q, k):
+        with pytest.raises(RuntimeError, match="x is on cpu, the layer on meta"):
+            packed(x)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -146,3 +180,23 @@ def test_outputs_that_wait_are_never_given_for_another_input():
     q(last)
     k(last)
     assert shared._waiting is None, "nothing is kept once all were asked"
+
+
+def test_threads_that_share_an_input_each_get_their_output():
+    """Many threads ask the same layers for the same tensor: each gets what the layer gives alone, and never None."""
+    alone = [layer(32, n).pack() for n in (16, 8, 7)]
+    together, x = copy.deepcopy(alone), torch.randn(2, 32)
+    SharedInput(together)
+    expected = [one(x) for one in alone]
+
+    def ask(_: int) -> bool:
+        outputs = [one(x) for _ in range(2000) for one in together]
+        return all(y is not None and torch.equal(y, expected[i % 3]) for i, y in enumerate(outputs))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(ask, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
