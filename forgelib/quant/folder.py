@@ -9,7 +9,6 @@ config.json decides what is computed with the same weights, so it is sealed by t
 after somebody changed it, only a hash can tell too: an artifact (`core.artifacts`) has one for every file.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from forgelib.core.artifacts import file_sha256
 
 from .convert import as_stored, replace
 from .linear import PackedTernaryLinear, SharedInput, check_packed
@@ -96,7 +97,7 @@ def save_packed(model: nn.Module, folder: Path | str) -> Path:
         shared_inputs=[[names[layer] for layer in group] for group in groups.values()],
         dtypes=dtypes,
         tied=tied,
-        config_sha256=_sha256(folder / CONFIG),
+        config_sha256=file_sha256(folder / CONFIG),
     )
     (folder / INDEX).write_text(index.model_dump_json(indent=1))
     return folder
@@ -180,14 +181,10 @@ def _read_index(file: Path) -> Index:
     return index
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def _check_seal(file: Path, index: Index) -> None:
     if not file.is_file():
         raise PackedFolderError(f"{file} is missing")
-    if index.config_sha256 not in (None, _sha256(file)):
+    if index.config_sha256 not in (None, file_sha256(file)):
         raise PackedFolderError(
             f"{file} is not the one that was written with the folder: put that one back or write the folder anew (a "
             f"change that is meant: take config_sha256 out of {INDEX})"

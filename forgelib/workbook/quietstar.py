@@ -30,7 +30,7 @@ from forgelib.phases.abtest import ABConfig, ab_test
 from forgelib.phases.bake import bake
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import abtest, phase3
-from forgelib.workbook.any_model import load_any, place
+from forgelib.workbook.any_model import context, load_any, place
 from forgelib.workbook.command_folder import flat_settings, free_folder, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import ParameterError, QuietBake, resolve
@@ -193,7 +193,7 @@ def _ab_rows(asked: Asked, p: QuietBake, words: Vocabulary) -> list[ReasoningRow
 
 def _fits(row: ReasoningRow, p: QuietBake, model: nn.Module, tokenizer) -> bool:
     """Whether prompt, thought and answer fit the model's context, where that has an end."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = context(model)
     prompt = len(tokenizer(without_thought(row.prompt), add_special_tokens=False)["input_ids"])
     return limit is None or prompt + p.max_new_tokens + ANSWER_TOKENS <= limit
 

@@ -6,7 +6,15 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    ByT5Tokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+)
 
 from forgelib.data.tokenizer import train_bpe
 from forgelib.models import CognateConfig, CognateForCausalLM
@@ -104,6 +112,22 @@ def test_weights_of_another_shape_are_named(folder):
     config(folder, intermediate_size=128)
     name = "model.layers.0.mlp.down_proj.weight"
     assert f"{name} is [64, 96] in its files, its config.json wants [64, 128]" in refusal(folder)
+
+
+def test_what_is_ternary_already_is_said_and_where_the_models_of_a_finished_folder_lie(folder):
+    config(folder, quantization_config={"quant_method": "bitnet"})
+    assert "is quantized already" in refusal(folder)
+    (folder / "packed").mkdir()
+    (folder / "packed" / "packed.json").write_text("{}")
+    assert "its models lie in the folders below" in refusal(folder)
+    assert "is packed already" in refusal(folder / "packed")
+
+
+def test_a_slow_tokenizer_is_named(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    ByT5Tokenizer().save_pretrained(folder)
+    assert "its tokenizer is a slow one" in refusal(folder)
 
 
 @pytest.mark.parametrize("size", [0, 5, 4000])
