@@ -1,4 +1,8 @@
-"""The registry: an SQLite index over the manifests of all artifacts. The manifests are the truth; it can be rebuilt."""
+"""The registry: an SQLite index over the manifests of all artifacts. The manifests are the truth; it can be rebuilt.
+
+One thing is known to it alone: when a step that was run again last found an artifact finished. Who goes back to earlier
+settings goes on with what those made, not with the artifact that was made last.
+"""
 
 import contextlib
 import hashlib
@@ -8,12 +12,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from forgelib.core.artifacts import timestamp
+
 PATIENCE = 30.0  # seconds to wait for another process
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS artifacts (
     digest TEXT PRIMARY KEY, name TEXT, step TEXT, key TEXT, path TEXT, created TEXT, seed INTEGER, manifest TEXT);
 CREATE TABLE IF NOT EXISTS parents (child TEXT, parent TEXT, PRIMARY KEY (child, parent));
 CREATE TABLE IF NOT EXISTS tags (digest TEXT, tag TEXT, value TEXT, PRIMARY KEY (digest, tag));
+CREATE TABLE IF NOT EXISTS taken_up (digest TEXT PRIMARY KEY, at TEXT);
 CREATE INDEX IF NOT EXISTS by_key ON artifacts (key);
 """
 LINEAGE = """
@@ -63,8 +70,13 @@ class Registry:
         with self._open() as database:
             _insert(database, Path(path).resolve(), manifest, digest)
 
+    def take_up(self, digest: str) -> None:
+        """A step was run again and ends in this artifact: from now on it is the newest of its kind."""
+        with self._open() as database:
+            database.execute("INSERT OR REPLACE INTO taken_up VALUES (?, ?)", (digest, timestamp()))
+
     def rebuild(self) -> int:
-        """Forget everything and read every manifest below <root>/artifacts. Returns how many were found.
+        """Forget the artifacts and read every manifest below <root>/artifacts. Returns how many were found.
 
         A folder whose manifest cannot be read is left out: no step can use it.
         """
@@ -82,20 +94,21 @@ class Registry:
     def find(
         self, *, name: str | None = None, step: str | None = None, key: str | None = None, tags: dict | None = None
     ) -> list[dict]:
-        """What matches everything asked for and still lies there, newest first: path, digest, manifest of each.
+        """What matches everything asked for and still lies there: path, digest, manifest of each. First comes what was
+        made, or taken up again, last.
 
         Nothing is verified here; `load_artifact(path)` does that.
         """
         asked = {"name": name, "step": step, "key": key}
         wanted = [(column, value) for column, value in asked.items() if value is not None]
-        query = "SELECT path, digest, manifest FROM artifacts WHERE 1"
+        query = "SELECT path, digest, manifest FROM artifacts LEFT JOIN taken_up USING (digest) WHERE 1"
         query += "".join(f" AND {column} = ?" for column, _ in wanted)
         values = [value for _, value in wanted]
         for tag, value in (tags or {}).items():
             query += " AND digest IN (SELECT digest FROM tags WHERE tag = ? AND value = ?)"
             values += [tag, json.dumps(value)]
         with self._open() as database:
-            rows = database.execute(query + " ORDER BY created DESC, digest", values).fetchall()
+            rows = database.execute(query + " ORDER BY MAX(created, COALESCE(at, '')) DESC, digest", values).fetchall()
         return [
             {"path": Path(path), "digest": digest, "manifest": json.loads(manifest)}
             for path, digest, manifest in rows

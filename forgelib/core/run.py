@@ -46,12 +46,18 @@ class Run:
         return Checkpointer(self.dir / "checkpoints", every_steps, every_seconds)
 
     def finished(self) -> Artifact | None:
-        """The artifact of an earlier run with the same key, its hashes verified, or None.
+        """The artifact of an earlier run with the same key, its hashes verified, or None. Later steps that ask for the
+        newest one get this one from now on.
 
         Raises ArtifactError when it is there but damaged: a damaged result is not silently made anew.
         """
-        found = Registry(self.root).find(key=self.key)
-        return load_artifact(found[0]["path"]) if found else None
+        registry = Registry(self.root)
+        found = registry.find(key=self.key)
+        if not found:
+            return None
+        artifact = load_artifact(found[0]["path"])
+        registry.take_up(artifact.digest)
+        return artifact
 
     def publish(
         self,
@@ -125,8 +131,8 @@ def open_run(
 
 
 def latest_artifact(name: str, tags: dict, maker: str) -> Artifact:
-    """The newest artifact of this name and these tags, its hashes verified. Raises MissingInput ending with the
-    command that makes it, `maker`."""
+    """The artifact of this name and these tags whose step was run last, its hashes verified. Raises MissingInput ending
+    with the command that makes it, `maker`."""
     root = runs_dir()
     found = Registry(root).find(name=name, tags=tags)
     if not found:

@@ -297,8 +297,8 @@ def test_the_code_digest_follows_floors_0_to_3_only(tmp_path, monkeypatch):
 
 def test_the_foundation_imports_without_torch():
     code = (
-        "import sys, time; start = time.perf_counter()\n"
-        "import forgelib.core.paths; took = time.perf_counter() - start\n"
+        "import sys, time; start = time.process_time()\n"
+        "import forgelib.core.paths; took = time.process_time() - start\n"
         "from forgelib.core import artifacts, gates, registry, sizing, tracking\n"
         "heavy = {'torch', 'transformers', 'datasets', 'wandb', 'accelerate', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

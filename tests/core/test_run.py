@@ -136,6 +136,17 @@ def test_the_newest_of_several_counts():
     assert latest_artifact("trunk", {"profile": "smoke"}, "") == newer != older
 
 
+def test_a_step_that_is_run_again_counts_before_a_newer_variant():
+    """Defaults, a variant, the defaults again: the next step goes on with the defaults."""
+    tags = {"profile": "smoke"}
+    first, variant = made(seed=1, tags=tags), made(seed=2, tags=tags)
+    assert opened(seed=1, tags=tags).finished() == first == latest_artifact("trunk", tags, "") != variant
+    Registry(opened().root).rebuild()
+    assert latest_artifact("trunk", tags, "") == first, "which is no news to a registry made anew"
+    third = made(seed=3, tags=tags)
+    assert latest_artifact("trunk", tags, "") == third
+
+
 def test_a_journal_that_ran_ahead_of_its_checkpoint_is_cut_back():
     """As a procedure that was killed two steps after its checkpoint, and then left alone."""
 
