@@ -87,7 +87,8 @@ def bars(
 ) -> Plot:
     """Grouped bars: {"reasoning": {"math": 0.4, "code": 0.1}, ...}; one group a key, one colour an inner key.
 
-    `intervals` holds (low, high) for the same keys and is drawn as error bars.
+    `intervals` holds (low, high) for the same keys and is drawn as error bars. A bar of height zero is written as a 0,
+    so that it is not taken for one that was not measured.
     """
     figure, axes = _blank(title, "", unit)
     labels = list(dict.fromkeys(label for values in groups.values() for label in values))
@@ -96,12 +97,16 @@ def bars(
         places = [place + (index - (len(labels) - 1) / 2) * width for place in range(len(groups))]
         heights = [values.get(label, np.nan) for values in groups.values()]
         axes.bar(places, heights, width * 0.92, color=colour, label=label)
-        for place, name in zip(places, groups, strict=True):
+        for place, name, height in zip(places, groups, heights, strict=True):
+            if height == 0:
+                axes.annotate("0", (place, 0), ha="center", va="bottom", color=colour, fontsize=8)
             if intervals and label in intervals.get(name, {}):
                 low, high = intervals[name][label]
                 axes.plot([place, place], [low, high], color=INK, linewidth=1)
     slanted = {"rotation": 30, "ha": "right"} if len(groups) > len(COLOURS) else {}
     axes.set_xticks(range(len(groups)), list(groups), **slanted)
+    if not any(height for values in groups.values() for height in values.values()):
+        axes.set_ylim(0, 1)  # all zero: matplotlib would draw an axis of negative numbers too
     _threshold(axes, threshold)
     return _legend(figure, axes, len(labels))
 

@@ -185,10 +185,10 @@ def theater(
     )
 
 
-def surely_failed(verdict: Verdict) -> bool:
-    """Whether a test failed with its whole interval below the threshold."""
+def surely_failed(verdict: Verdict) -> list[str]:
+    """The tests that failed with their whole interval below the threshold; one without an interval, by its number."""
     failed = [one for one in verdict.gate().checks if one.verdict == "failed"]
-    return any(one.interval is None or one.interval[1] < one.threshold for one in failed)
+    return [one.name for one in failed if one.interval is None or one.interval[1] < one.threshold]
 
 
 def dataset_accuracies(model: nn.Module, tokenizer, words: Vocabulary, p: QuietRL) -> dict[str, float]:

@@ -147,7 +147,7 @@ def test_the_gate_fails_where_it_must(made, monkeypatch):
     before, worse = measured({"math": 0.9, "code": 0.5}), measured({"math": 0.8, "code": 0.45})
     convert(model)
     sizes = phase4.packed_bytes(model)
-    monkeypatch.setattr(phase4.reinforcement, "surely_failed", lambda verdict: verdict == "theater")
+    monkeypatch.setattr(phase4.reinforcement, "surely_failed", lambda verdict: ["causal use"] if verdict == "theater" else [])
     checks = phase4.gate_checks(model, {"before": before, "ternary": before}, "", sizes, TUNE)
     assert len(checks) == 4 and all(check.passed for check in checks)
     found = {"before": before, "ternary": worse, "control": before}
@@ -155,6 +155,7 @@ def test_the_gate_fails_where_it_must(made, monkeypatch):
     strict = replace_p(TUNE, sparsity_threshold=0.5)
     failed = phase4.gate_checks(model, found, "theater", small, strict)
     assert not any(check.passed for check in failed)
+    assert (failed[3].measured, failed[3].note) == (1.0, "causal use")
     assert failed[0].control == {"full precision, as long": 1.0} and failed[0].interval[0] < failed[0].measured
 
 

@@ -53,6 +53,13 @@ def test_bars_carry_their_intervals():
     assert [tuple(line.get_ydata()) for line in axes.lines] == [(0.8, 1.2)]
 
 
+def test_a_bar_of_height_zero_is_written_and_one_not_measured_is_not():
+    axes = plots.bars({"a": {"x": 0.0, "y": 0.0}, "b": {"x": 0.0}}).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0"] * 3 and axes.get_ylim() == (0, 1)
+    axes = plots.bars({"a": {"x": -0.5, "y": 0.0}}).axes[0]
+    assert len(axes.texts) == 1 and axes.get_ylim()[0] < -0.5
+
+
 @pytest.mark.parametrize("name", ["curves", "bars", "histogram"])
 def test_a_legend_stands_beside_the_axes_and_inside_the_figure(name):
     figure = FIGURES[name]()
