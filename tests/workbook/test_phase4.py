@@ -147,7 +147,9 @@ def test_the_gate_fails_where_it_must(made, monkeypatch):
     before, worse = measured({"math": 0.9, "code": 0.5}), measured({"math": 0.8, "code": 0.45})
     convert(model)
     sizes = phase4.packed_bytes(model)
-    monkeypatch.setattr(phase4.reinforcement, "surely_failed", lambda verdict: ["causal use"] if verdict == "theater" else [])
+    monkeypatch.setattr(
+        phase4.reinforcement, "surely_failed", lambda verdict: ["causal use"] if verdict == "theater" else []
+    )
     checks = phase4.gate_checks(model, {"before": before, "ternary": before}, "", sizes, TUNE)
     assert len(checks) == 4 and all(check.passed for check in checks)
     found = {"before": before, "ternary": worse, "control": before}
