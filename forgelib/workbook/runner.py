@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from forgelib.core.artifacts import code_digest, file_sha256
+from forgelib.core.artifacts import MANIFEST, code_digest, file_sha256
 from forgelib.core.paths import datasets_mirror, repo_root, reports_dir, runs_dir
+from forgelib.core.registry import Registry
 from forgelib.workbook.console import Console
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.plan import (
@@ -121,6 +122,7 @@ def _run_or_reuse(step: Step, key: str, asked: Mapping[str, Any], folder: Path, 
 
     console.begin(step.name)
     if _still_holds(step, key, folder):
+        _take_up(read_record(folder, step)["artifacts"])
         console.end("reused: nothing it rests on has changed")
         return
     output, began = folder / f"{step.name}.ipynb", time.time()
@@ -174,8 +176,15 @@ def _still_holds(step: Step, key: str, folder: Path) -> bool:
     record, output = read_record(folder, step), folder / f"{step.name}.ipynb"
     if record.get("status") != "finished" or record.get("key") != key or not output.is_file():
         return False
-    artifacts = all((Path(path) / "manifest.json").is_file() for path in record["artifacts"])
+    artifacts = all((Path(path) / MANIFEST).is_file() for path in record["artifacts"])
     return artifacts and file_sha256(output) == record["sha256"]
+
+
+def _take_up(paths: list[str]) -> None:
+    """What runs next goes on with these artifacts, not with those of a variant that was made by hand since."""
+    registry = Registry(runs_dir())
+    for path in paths:
+        registry.take_up(file_sha256(Path(path) / MANIFEST))
 
 
 def _write_record(folder: Path, step: Step, record: Mapping[str, Any]) -> None:

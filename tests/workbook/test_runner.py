@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from forgelib.core.run import latest_artifact
 from forgelib.workbook import plan, runner
 from forgelib.workbook.console import Console
 from forgelib.workbook.params import ParameterError
@@ -229,6 +230,19 @@ def test_a_step_whose_artifact_is_gone_runs_again(house, write_chapter, lines, r
     (folder / "manifest.json").unlink()
     with pytest.raises(AssertionError, match="a kernel was started"):
         run_plan(SMOKE)
+
+
+@pytest.mark.slow
+def test_what_a_reused_step_made_counts_before_a_variant_made_by_hand_since(house, write_chapter, lines, request):
+    make = 'from forgelib.core.run import open_run\nrun = open_run("00", {"n": N}, seed=0, tags={"part": "trunk"})'
+    make += '\nmade = run.publish("trunk", lambda folder: (folder / "n.json").write_text("N"))'
+    write_chapter("00_environment", make.replace("N", "1"), "publish.artifact(made)")
+    run_plan(SMOKE)
+    exec(make.replace("N", "2"))
+    assert (latest_artifact("trunk", {"part": "trunk"}, "").path / "n.json").read_text() == "2"
+    request.getfixturevalue("no_kernel")
+    run_plan(SMOKE)
+    assert (latest_artifact("trunk", {"part": "trunk"}, "").path / "n.json").read_text() == "1"
 
 
 @pytest.mark.slow
