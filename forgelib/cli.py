@@ -1,6 +1,8 @@
 """The command `forge`: run the workbook, look at its runs, pause and stop them, write the reports again."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +25,9 @@ Wandb = Annotated[str | None, typer.Option(help="offline, online or disabled; de
 Reports = Annotated[Path | None, typer.Option(help="folder of the reports; default: reports/")]
 Only = Annotated[str, typer.Option(help="only the steps whose name begins so, e.g. 11 or 11_cognate_train-memory")]
 Asking = typer.Option(help='answered before and after: a dataset of notebook 10; "" for none')
+#: How to go on after what ended early.
+RESUMED = "the same command with --resume goes on from the last checkpoint"
+AGAIN = "the same command goes on where it was"
 Run = Annotated[str, typer.Argument(help="a run's folder, or enough of its name to be the only one (see: forge runs)")]
 
 
@@ -100,7 +105,8 @@ def evo(
     models = tuple(Path(folder.strip()) for folder in base_models.split(",") if folder.strip())
     asked = Asked(models, out, trunk, gens, seed, workers, ray, strategy, data)
     try:
-        typer.echo(f"champion  {run_evo(asked, say)}")
+        with _ended_early(AGAIN):
+            typer.echo(f"champion  {run_evo(asked, say)}")
     except (MergeRefused, DataError) as error:
         raise ParameterError(str(error)) from None
 
@@ -121,7 +127,8 @@ def rows(
     from forgelib.workbook.row_making import Asked, make_rows
 
     try:
-        typer.echo(f"rows  {make_rows(Asked(out, maker, n, vocabulary, difficulty, seed, model, cost_limit), say)}")
+        with _ended_early(AGAIN):
+            typer.echo(f"rows  {make_rows(Asked(out, maker, n, vocabulary, difficulty, seed, model, cost_limit), say)}")
     except (DataError, ValueError) as error:
         raise ParameterError(str(error)) from None
 
@@ -152,7 +159,8 @@ def bake_quietstar(
     ab = (ab_samples, ab_rounds, ab_thoughts, ab_improvement)
     asked = quietstar.Asked(model, out, eval_dataset, eval_samples, device, config, resume, *ab)
     try:
-        typer.echo(f"baked  {quietstar.bake_quietstar(asked, say)}")
+        with _ended_early(RESUMED):
+            typer.echo(f"baked  {quietstar.bake_quietstar(asked, say)}")
     except (DataError, ValueError) as error:
         raise ParameterError(str(error)) from None
 
@@ -173,7 +181,8 @@ def quantize(
 
     exports = tuple(name.strip() for name in export.split(",") if name.strip())
     asked = Asked(model, out, eval_dataset, eval_samples, steps, exports, config, resume)
-    typer.echo(f"ternary  {run_quantize(asked, say)}")
+    with _ended_early(RESUMED):
+        typer.echo(f"ternary  {run_quantize(asked, say)}")
 
 
 @app.command()
@@ -249,6 +258,21 @@ def serve(
     from forgelib.server.launch import serve as run_server
 
     run_server(ip, port, typer.echo)
+
+
+@contextlib.contextmanager
+def _ended_early(how_to_go_on: str) -> Iterator[None]:
+    """What ends work before its end is one sentence too: Ctrl-C, a request to stop, a disk that takes no checkpoint."""
+    from forgelib.core.loop import CheckpointError, RunStopped
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"forge: interrupted; {how_to_go_on}", err=True)
+        raise typer.Exit(130) from None
+    except (RunStopped, CheckpointError) as error:
+        typer.echo(f"forge: {error} ({how_to_go_on})", err=True)
+        raise typer.Exit(1) from None
 
 
 def _request(name: str, wish: str) -> None:

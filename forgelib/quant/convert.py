@@ -21,6 +21,9 @@ from .ternary import Rounding
 
 #: A layer with fewer inputs or outputs is a gate or a probe.
 SMALLEST = 64
+#: RWKV's layers that the model divides in place between training and inference, and why they cannot be converted.
+RESCALED_ENDS = (".attention.output", ".feed_forward.value")
+RESCALED = "its model divides this weight in place before inference"
 #: How far float16 may take a tensor from what it is, as a share of its length. Rounding alone takes it half as far at
 #: most (2^-11); beyond lies only what overflows, or is too small for float16's full precision (below 6.1e-5).
 FLOAT16_ERROR = 1e-3
@@ -45,6 +48,7 @@ def plan(model: nn.Module, keep: Collection[str] = (), smallest: int = SMALLEST)
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     taken = {id(p) for module in (*ends, *tables) for p in module.parameters()}
+    rescaled = any(hasattr(module, "layers_are_rescaled") for module in model.modules())
     layers = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D | TernaryLinear):
@@ -57,7 +61,7 @@ def plan(model: nn.Module, keep: Collection[str] = (), smallest: int = SMALLEST)
         elif min(inputs, outputs) < smallest:
             becomes, reason = "kept", f"a gate or probe: fewer than {smallest} inputs or outputs"
         else:
-            reason = _why_impossible(module)
+            reason = _why_impossible(module) or (RESCALED if rescaled and name.endswith(RESCALED_ENDS) else "")
             becomes = "refused" if reason else "ternary"
         layers.append(Layer(name, outputs, inputs, becomes, reason))
     unknown = set(keep) - {layer.name for layer in layers}
@@ -69,6 +73,8 @@ def plan(model: nn.Module, keep: Collection[str] = (), smallest: int = SMALLEST)
 def _why_impossible(module: nn.Module) -> str:
     if type(module) not in (nn.Linear, Conv1D, TernaryLinear):
         return f"{type(module).__name__} is no plain nn.Linear: what it computes may be something else"
+    if "weight" not in module._parameters:
+        return "its weight is worked out of others (weight or spectral norm): remove the norm first"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         return "it has hooks, which the new layer would lose"
     if not module.weight.is_floating_point():
@@ -131,7 +137,9 @@ def pack_model(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         if tensor.dtype == torch.float32 and tensor.data_ptr() not in own and fits_float16(tensor):
             tensor.copy_(tensor.to(torch.float16))
     model.eval().requires_grad_(False)
-    share_inputs(model, torch.arange(8)[None] % model.config.vocab_size if example is None else example)
+    share_inputs(
+        model, torch.arange(8)[None] % model.get_input_embeddings().weight.shape[0] if example is None else example
+    )
     return model
 
 

@@ -89,10 +89,14 @@ def check_bitnet(model: nn.Module) -> None:
             f"bitnet: plain transformers has no architecture {model.config.model_type!r} ({type(model).__name__}), so "
             "it could not read the folder; use the packed folder, which forgelib reads"
         )
+    ternary = ternary_layers(model)
+    for name in model.all_tied_weights_keys:
+        if name.rpartition(".")[0] in ternary:
+            raise ExportRefused(f"bitnet: {name} is tied to another, and transformers ties no packed weights")
     refuse_shared(model, "bitnet", model.all_tied_weights_keys)
     with torch.device("meta"):
         plain = dict(AutoModelForCausalLM.from_config(model.config).named_modules())
-    for name, layer in ternary_layers(model).items():
+    for name, layer in ternary.items():
         kind, per_row = type(plain[name]), f"bitnet: {name} has a scale for each row, the format one for each layer"
         if kind is not nn.Linear:
             raise ExportRefused(f"bitnet: {name} is a {kind.__name__}: transformers replaces nn.Linear only")

@@ -32,7 +32,15 @@ class TernaryLinear(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear | Conv1D, rounding: Rounding | None = None) -> Self:
-        """The layer with the same parameters (not copies, so what is tied stays tied; GPT-2's Conv1D is transposed)."""
+        """The layer with the same parameters (not copies, so what is tied stays tied; GPT-2's Conv1D is transposed).
+
+        Raises ValueError for a subclass with a forward of its own and for a weight that is no parameter (weight norm):
+        it would be another layer, or never train.
+        """
+        if type(linear).forward not in (nn.Linear.forward, Conv1D.forward, cls.forward):
+            raise ValueError(f"{type(linear).__name__} is no plain nn.Linear: what it computes may be something else")
+        if "weight" not in linear._parameters:
+            raise ValueError("the weight is worked out of others (weight or spectral norm): remove the norm first")
         if isinstance(linear, Conv1D):
             layer = cls(nn.Parameter(linear.weight.detach().t().contiguous()), linear.bias, rounding)
             layer.transposed = True
@@ -136,8 +144,18 @@ class PackedTernaryLinear(nn.Module):
         self._forget()
         return result
 
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        """What is damaged is not taken, and told with the errors that torch raises at the end."""
+        codes, *floats = (state_dict.get(prefix + name, getattr(self, name)) for name in ("codes", "scales", "bias"))
+        try:
+            scales, bias = (None if each is None else each.float() for each in floats)
+            check_packed(codes, scales, bias, self.out_features, self.in_features)
+            if codes.data_ptr() != self.codes.data_ptr():  # its own were looked at before
+                unpack(codes, self.out_features, self.in_features)
+        except ValueError as error:
+            rest[-1].append(f"{prefix.removesuffix('.') or 'the packed layer'}: {error}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
         self._forget()
 
     def __getstate__(self) -> dict:

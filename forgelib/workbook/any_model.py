@@ -17,6 +17,8 @@ from forgelib.workbook.params import ParameterError
 
 #: How much of the largest logit may move where a later token is another one: sums of experts differ in rounding.
 LOOKS_AHEAD = 1e-4
+#: What configurations call the context's length; MPT and RWKV have names of their own.
+CONTEXT = ("max_position_embeddings", "max_seq_len", "context_length")
 #: How many names a refusal lists.
 NAMED = 3
 
@@ -44,7 +46,8 @@ def load_any(path: Path, device: str) -> tuple[nn.Module, object]:
 
 def context(model: nn.Module) -> int | None:
     """Tokens that the model reads at most, where its configuration names a limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    return next((getattr(config, name) for name in CONTEXT if getattr(config, name, None)), None)
 
 
 def place(path: Path) -> tuple[Path, dict[str, str]]:
@@ -92,8 +95,9 @@ def _flaw(model: nn.Module, tokenizer) -> str:
     if not tokenizer.is_fast:
         return "its tokenizer is a slow one: save it with a tokenizer.json (a fast tokenizer)"
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        return f"its tokenizer has {len(tokenizer)} tokens and its embedding {rows}: they belong to different models"
+    last = max(tokenizer.get_vocab().values(), default=0)
+    if last >= rows:
+        return f"its tokenizer has token {last} and its embedding {rows} rows: they belong to different models"
     return "it sees later tokens, so it is no causal language model" if _looks_ahead(model, rows) else ""
 
 

@@ -1,7 +1,10 @@
 """What commands share that work in a folder of their own: a flat file of settings, and a folder that is gone on in."""
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -10,6 +13,8 @@ from forgelib.workbook.params import ParameterError
 
 #: What a command was asked when it began its folder.
 QUESTION = "asked.json"
+#: Held by the process that works in a folder.
+LOCK = ".lock"
 
 
 def flat_settings(file: Path | None) -> dict[str, object]:
@@ -58,6 +63,22 @@ def same_question(folder: Path, facts: dict) -> None:
         raise ParameterError(f"--out {folder}: cannot be written ({error.strerror})") from None
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """No other process works in the folder meanwhile. Raises ParameterError where one does."""
+    lock = (folder / LOCK).open("a")
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        lock.close()
+        raise ParameterError(f"{folder}: another process is at work there: wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.close()
+
+
 def _begun(folder: Path) -> bool:
     """Whether there is work in the folder: the question alone is none."""
-    return folder.is_dir() and any(child.name != QUESTION for child in folder.iterdir())
+    return folder.is_dir() and any(child.name not in (QUESTION, LOCK) for child in folder.iterdir())

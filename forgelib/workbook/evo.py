@@ -22,7 +22,7 @@ from forgelib.merge import MergeRefused, check_parents, linear
 from forgelib.phases.evomerge import EvolutionConfig
 from forgelib.phases.ledger import Ledger
 from forgelib.phases.workshop import Plan, Workshop, load_config
-from forgelib.workbook.command_folder import check_place, same_question
+from forgelib.workbook.command_folder import alone_in, check_place, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.contest import Standing, contenders, save_champion, standing
 from forgelib.workbook.phase2 import LEDGER, STRATEGIES, Family, choose, population, texts_of, unseen_rows
@@ -60,23 +60,24 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
     weights = check_parents(list(asked.models), asked.trunk, may_differ=dials)
     tokenizer = _tokenizer(asked.models[0])
     _same_question(asked)
-    trunk = asked.trunk or _mean_as_trunk(asked, weights, say)
-    parents = Family(_named(asked.models), trunk, [])
-    seen, chosen_by, unseen = _splits(asked, tokenizer, say)
-    plan = Plan(tuple(map(str, asked.models)), str(trunk), seen)
-    n_layers = config_of[0].num_hidden_layers
-    _search(asked, plan, n_layers, say)
-    with _population(asked, replace(plan, texts=chosen_by)) as measure:
-        champion, _ = choose(Ledger(asked.out / LEDGER), measure, len(asked.models), n_layers)
-    judge = Workshop(replace(plan, texts=unseen))
-    found = standing(judge, contenders(judge, champion, parents), asked.seed)
-    say(f"  {'on rows that the search never saw':32}  fitness  95% interval")
-    for row in found.rows():
-        say(f"  {row['model']:32} {number(row['fitness']):>8}  [{number(row['low'])}, {number(row['high'])}]")
-    say(_lead(found, parents.names))
-    (asked.out / "standing.json").write_text(json.dumps(found.rows(), indent=1))
-    save_champion(judge, champion, tokenizer, asked.out / "champion")
-    return asked.out / "champion"
+    with alone_in(asked.out):
+        trunk = asked.trunk or _mean_as_trunk(asked, weights, say)
+        parents = Family(_named(asked.models), trunk, [])
+        seen, chosen_by, unseen = _splits(asked, tokenizer, say)
+        plan = Plan(tuple(map(str, asked.models)), str(trunk), seen)
+        n_layers = config_of[0].num_hidden_layers
+        _search(asked, plan, n_layers, say)
+        with _population(asked, replace(plan, texts=chosen_by)) as measure:
+            champion, _ = choose(Ledger(asked.out / LEDGER), measure, len(asked.models), n_layers)
+        judge = Workshop(replace(plan, texts=unseen))
+        found = standing(judge, contenders(judge, champion, parents), asked.seed)
+        say(f"  {'on rows that the search never saw':32}  fitness  95% interval")
+        for row in found.rows():
+            say(f"  {row['model']:32} {number(row['fitness']):>8}  [{number(row['low'])}, {number(row['high'])}]")
+        say(_lead(found, parents.names))
+        (asked.out / "standing.json").write_text(json.dumps(found.rows(), indent=1))
+        save_champion(judge, champion, tokenizer, asked.out / "champion")
+        return asked.out / "champion"
 
 
 def _refuse_folders(asked: Asked) -> None:

@@ -40,7 +40,7 @@ from forgelib.quant import (
     save_packed,
 )
 from forgelib.workbook.any_model import context, load_any
-from forgelib.workbook.command_folder import flat_settings, free_folder, same_question
+from forgelib.workbook.command_folder import alone_in, flat_settings, free_folder, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import SECRET, ParameterError
 from forgelib.workbook.quantize_report import EXPORTS, REPORT, say_plan, write_report
@@ -110,24 +110,25 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
     layers = _refuse(asked, model, config)
     rows = _material(tokenizer, asked, p)
     _same_question(asked, p)
-    (asked.out / REPORT).unlink(missing_ok=True)
-    say(f"{rows.source}; {kernel_in_use()}")
-    say_plan(layers, parent, say)
-    found = {"before": rows.measure(parent)}
-    costs = _round(model, rows, config, asked, say)
-    found["rounded"] = rows.measure(model)
-    if _drop(found, "rounded", say) > p.finetune_above and asked.steps != 0:
-        _finetune(model, parent, tokenizer, rows, asked, p, say)
-        found["fine-tuned"] = rows.measure(model)
-        _drop(found, "fine-tuned", say)
-    if _drop(found, list(found)[-1]) > p.fall_back_above:
-        model = _fall_back(parent, config, costs, rows, found, p, say)
-    found["packed"] = rows.measure(pack_model(model))  # the rest of the model is float16 now
-    _drop(found, "packed", say)
-    notes = _export(model, tokenizer, asked)
-    write_report(asked.out, asked.exports, p.model_dump(), model, found, notes, say)
-    shutil.rmtree(asked.out / "checkpoints", ignore_errors=True)
-    return asked.out
+    with alone_in(asked.out):
+        (asked.out / REPORT).unlink(missing_ok=True)
+        say(f"{rows.source}; {kernel_in_use()}")
+        say_plan(layers, parent, say)
+        found = {"before": rows.measure(parent)}
+        costs = _round(model, rows, config, asked, say)
+        found["rounded"] = rows.measure(model)
+        if _drop(found, "rounded", say) > p.finetune_above and asked.steps != 0:
+            _finetune(model, parent, tokenizer, rows, asked, p, say)
+            found["fine-tuned"] = rows.measure(model)
+            _drop(found, "fine-tuned", say)
+        if _drop(found, list(found)[-1]) > p.fall_back_above:
+            model = _fall_back(parent, config, costs, rows, found, p, say)
+        found["packed"] = rows.measure(pack_model(model))  # the rest of the model is float16 now
+        _drop(found, "packed", say)
+        notes = _export(model, tokenizer, asked)
+        write_report(asked.out, asked.exports, p.model_dump(), model, found, notes, say)
+        shutil.rmtree(asked.out / "checkpoints", ignore_errors=True)
+        return asked.out
 
 
 def settings(asked: Asked) -> Settings:
@@ -175,6 +176,7 @@ def _refuse(asked: Asked, model: nn.Module, config: QuantizeConfig) -> list[Laye
     """Convert the layers, and ask every export whether it could be read. Returns what becomes of each layer."""
     try:
         layers = convert(model, config.rounding, config.keep, config.smallest)
+        _refuse_threshold(model, config.rounding.threshold)
         if "bitnet" in asked.exports:
             check_bitnet(model)
         if {"gguf", "tq1_0"} & set(asked.exports):
@@ -184,6 +186,13 @@ def _refuse(asked: Asked, model: nn.Module, config: QuantizeConfig) -> list[Laye
         raise ParameterError(f"--export {error}") from None
     except ValueError as error:
         raise ParameterError(f"--model {asked.model}: {error}") from None
+
+
+def _refuse_threshold(model: nn.Module, threshold: float | None) -> None:
+    """Raises ParameterError where the threshold leaves a layer no weight that is not zero."""
+    for name, layer in model.named_modules() if threshold else ():
+        if isinstance(layer, TernaryLinear) and layer.sparsity() == 1 and bool(layer.weight.any()):
+            raise ParameterError(f"threshold = {threshold}: every weight of {name} becomes zero; lower it in --config")
 
 
 def _material(tokenizer, asked: Asked, p: Settings) -> Material:

@@ -31,7 +31,7 @@ from forgelib.phases.bake import bake
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import abtest, phase3
 from forgelib.workbook.any_model import context, load_any, place
-from forgelib.workbook.command_folder import flat_settings, free_folder, same_question
+from forgelib.workbook.command_folder import alone_in, flat_settings, free_folder, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import ParameterError, QuietBake, resolve
 from forgelib.workbook.remembering import Remembering
@@ -91,7 +91,8 @@ def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
     else:
         _same_question(asked, p)
     if asked.ab_samples:
-        _ab_test(asked, p, words, say)
+        with alone_in(asked.out):
+            _ab_test(asked, p, words, say)
     return asked.out / "model"
 
 
@@ -101,30 +102,42 @@ def _bake(asked: Asked, p: QuietBake, words: Vocabulary, say: Callable[[str], ob
     model, tokenizer = load_any(asked.model, asked.device)
     added = add_vocabulary(model, tokenizer, words, seed=p.seed)
     _same_question(asked, p)
-    say(f"{len(added.new)} thinking tokens added; {len(rows.train)} rows to bake, {len(rows.skipped)} skipped")
-    for line in rows.skipped[:10]:
-        say(f"  {line}")
-    if asked_of:
-        sources = ", ".join(sorted({question.source for question in asked_of}))
-        say(f"{len(asked_of)} unseen questions of {asked.dataset}, {sources}")
-    before = _measured(model, tokenizer, words, rows, asked_of, p)
-    config, checkpoints = phase3.bake_config(p), asked.out / "checkpoints"
-    checkpointer = Checkpointer(checkpoints, every_seconds=p.checkpoint_every_seconds)
-    tracker = Tracker(asked.out, run_name="phase3-step1-baking", metrics_prefix="baking/")
-    steps = bake(
-        model, tokenizer, words, rows.train, rows.watch, config, checkpointer=checkpointer, control=Control(asked.out)
-    )
-    for record in watched(tracker.follow(steps), phase3.total_steps(p, rows), "baking", ("loss",)):
-        if "accuracy_overall" in record:
-            say(f"  step {record['step'] + 1}: loss {record['loss']:.3f}, right {record['accuracy_overall']:.3f}")
-    after = _measured(model, tokenizer, words, rows, asked_of, p)
-    report = _report(p, rows, before, after)
+    with alone_in(asked.out):
+        say(f"{len(added.new)} thinking tokens added; {len(rows.train)} rows to bake, {len(rows.skipped)} skipped")
+        for line in rows.skipped[:10]:
+            say(f"  {line}")
+        if asked_of:
+            sources = ", ".join(sorted({question.source for question in asked_of}))
+            say(f"{len(asked_of)} unseen questions of {asked.dataset}, {sources}")
+        before = _measured(model, tokenizer, words, rows, asked_of, p)
+        config, checkpoints = phase3.bake_config(p), asked.out / "checkpoints"
+        checkpointer = Checkpointer(checkpoints, every_seconds=p.checkpoint_every_seconds)
+        tracker = Tracker(asked.out, run_name="phase3-step1-baking", metrics_prefix="baking/")
+        steps = bake(
+            model,
+            tokenizer,
+            words,
+            rows.train,
+            rows.watch,
+            config,
+            checkpointer=checkpointer,
+            control=Control(asked.out),
+        )
+        for record in watched(tracker.follow(steps), phase3.total_steps(p, rows), "baking", ("loss",)):
+            if "accuracy_overall" in record:
+                say(f"  step {record['step'] + 1}: loss {record['loss']:.3f}, right {record['accuracy_overall']:.3f}")
+        after = _measured(model, tokenizer, words, rows, asked_of, p)
+        report = _report(p, rows, before, after)
+        _say_answers(report, say)
+        _write_report(asked, report)
+        _save(model, tokenizer, asked.out / "model")
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _say_answers(report: dict, say: Callable[[str], object]) -> None:
     say("  right answers            before -> after  [95% interval]")
     for line in report["right answers"]:
         say(f"  {line['of']:24} {line['before']:.3f} -> {line['after']:.3f}  [{line['low']:.3f}, {line['high']:.3f}]")
-    _write_report(asked, report)
-    _save(model, tokenizer, asked.out / "model")
-    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _check_device(name: str) -> None:

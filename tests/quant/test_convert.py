@@ -1,9 +1,12 @@
 """Which layers become ternary, and that nothing else of the model changes."""
 
+import copy
+
 import pytest
 import torch
 from packed_models import build, logits, tokens
 from torch import nn
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, RwkvConfig, RwkvForCausalLM
 
 from forgelib.quant import (
     PackedTernaryLinear,
@@ -17,6 +20,8 @@ from forgelib.quant import (
     sizes,
 )
 
+VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION |= {"image_size": 28, "patch_size": 14}
 FAMILIES = ("llama", "llama-untied", "gpt2", "cognate")
 
 
@@ -107,8 +112,10 @@ def test_a_layer_that_cannot_be_converted_is_refused_with_the_reason():
         pass
 
     layer.mlp.down_proj = Special(96, 64)
+    nn.utils.spectral_norm(layer.self_attn.o_proj)
     refused = {layer.name.rpartition(".")[2]: layer.reason for layer in convert(model) if layer.becomes == "refused"}
-    assert set(refused) == {"q_proj", "up_proj", "down_proj"}
+    assert set(refused) == {"q_proj", "up_proj", "down_proj", "o_proj"}
+    assert "remove the norm first" in refused["o_proj"]
     assert "NaN" in refused["q_proj"] and "hooks" in refused["up_proj"] and "Special" in refused["down_proj"]
     assert type(layer.mlp.down_proj) is Special
 
@@ -122,6 +129,29 @@ def test_a_model_without_such_a_layer_is_refused_whole():
         plan(model, keep=["nowhere"])
     with pytest.raises(ValueError, match="convert it first"):
         pack_model(model)
+
+
+def test_rwkv_divides_some_weights_in_place_and_those_stay():
+    """Between training and inference: packed before its first pass it would compute something else."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "attention_hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+    model = RwkvForCausalLM(RwkvConfig(vocab_size=50, context_length=32, rescale_every=1, **sizes)).eval()
+    refused = {layer.name.partition("blocks.0.")[2] for layer in convert(model) if "in place" in layer.reason}
+    assert refused >= {"attention.output", "feed_forward.value"}
+    x = torch.arange(8)[None]
+    with torch.no_grad():
+        expected = copy.deepcopy(model)(input_ids=x, use_cache=False).logits
+        found = pack_model(model)(input_ids=x, use_cache=False).logits
+    assert float((found - expected).norm()) < 0.05 * float(expected.norm()), "0.9 where they are packed too"
+
+
+def test_a_configuration_that_keeps_its_vocabulary_elsewhere_is_packed_too():
+    text = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "head_dim": 16}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 4, "sliding_window": 8}
+    model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=VISION)).eval()
+    convert(model)
+    pack_model(model)
+    assert model.model.language_model.layers[0].self_attn.q_proj.shared is not None, "the example reached it"
 
 
 def test_a_layer_used_twice_stays_one_layer():

@@ -11,7 +11,7 @@ from packed_models import build, logits, tokens
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from forgelib.quant import ExportRefused, PackedTernaryLinear, Rounding, convert, pack_model, save_bitnet
+from forgelib.quant import ExportRefused, PackedTernaryLinear, Rounding, check_bitnet, convert, pack_model, save_bitnet
 
 #: Reads folders and writes the logits of the same tokens; fails if anything of forgelib came along.
 READER = """
@@ -119,6 +119,12 @@ def test_what_transformers_does_not_know_is_refused_before_anything_is_written(t
     ):
         with pytest.raises(ExportRefused, match=message):
             save_bitnet(model, tmp_path / "bitnet")
+    tied = build("llama-untied")
+    tied.model.layers[1].mlp.up_proj.weight = tied.model.layers[0].mlp.up_proj.weight
+    tied.all_tied_weights_keys = {"model.layers.1.mlp.up_proj.weight": "model.layers.0.mlp.up_proj.weight"}
+    convert(tied, smallest=32)
+    with pytest.raises(ExportRefused, match="is tied to another, and transformers ties no packed"):
+        check_bitnet(tied)
     with pytest.raises(ValueError, match="no packed layer"):
         save_bitnet(build("llama"), tmp_path / "bitnet")
     assert not (tmp_path / "bitnet").exists()

@@ -1,6 +1,7 @@
 """A layer that trains with three values becomes a packed one that computes the same in a sixteenth of the memory."""
 
 import copy
+import math
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import parametrizations
 
 from forgelib.quant import PackedTernaryLinear, Rounding, SharedInput, TernaryLinear, round_activations, ternarize
 
@@ -91,6 +94,36 @@ def test_a_packed_layer_survives_copies_moves_and_loading():
     assert torch.equal(packed.to(torch.float32)(x), y)
     rounded = copy.deepcopy(packed).to(torch.float16)
     torch.testing.assert_close(rounded(x), y, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, damage, told",
+    [
+        ("codes", lambda t: t.fill_(255), "the code 3"),
+        ("codes", lambda t: t[:, :-1], "codes of 72 x 96"),
+        ("scales", lambda t: t.fill_(math.nan), "NaN or infinity"),
+        ("scales", lambda t: t.neg_(), "below 0"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(name, damage, told):
+    packed, x = layer().pack(), torch.randn(2, 96)
+    y, state = packed(x), layer().pack().state_dict()
+    with pytest.raises(RuntimeError, match=told):
+        packed.load_state_dict(state | {name: damage(state[name].clone())})
+    assert torch.equal(packed(x), y)
+
+
+def test_a_weight_that_is_no_parameter_and_a_forward_of_its_own_are_refused():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(ValueError, match="Doubled is no plain"):
+        TernaryLinear.from_linear(Doubled(8, 8))
+    for normed in (parametrizations.weight_norm(nn.Linear(8, 8)), nn.utils.spectral_norm(nn.Linear(8, 8))):
+        with pytest.raises(ValueError, match="remove the norm first"):
+            TernaryLinear.from_linear(normed)
+    assert TernaryLinear.from_linear(NonDynamicallyQuantizableLinear(8, 8)).in_features == 8, "it computes the same"
 
 
 @pytest.mark.parametrize("shared", [False, True])

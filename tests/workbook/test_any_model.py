@@ -14,6 +14,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
+    MptConfig,
+    MptForCausalLM,
 )
 
 from forgelib.data.tokenizer import train_bpe
@@ -58,6 +60,10 @@ def test_a_whole_model_is_read_in_float32_and_knows_its_context(folder):
     assert model.dtype == torch.float32 and context(model) == 77 and tokenizer.eos_token_id is not None
 
 
+def test_mpt_names_its_context_otherwise():
+    assert context(MptForCausalLM(MptConfig(d_model=8, n_heads=2, n_layers=1, max_seq_len=64, vocab_size=9))) == 64
+
+
 def test_weights_that_the_files_lack_are_named(folder):
     weights(folder, lambda tensors: tensors.pop(UP))
     assert f"{UP} is not in its files" in refusal(folder)
@@ -90,8 +96,17 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["one more"])
     tokenizer.save_pretrained(folder)
-    wanted = f"its tokenizer has {len(tokenizer)} tokens and its embedding {len(tokenizer) - 1}: they belong"
+    wanted = f"its tokenizer has token {len(tokenizer) - 1} and its embedding {len(tokenizer) - 1} rows: they belong"
     assert wanted in refusal(folder)
+
+
+def test_a_token_beyond_the_embedding_is_seen_where_numbers_are_left_out(folder):
+    file = folder / "tokenizer.json"
+    stored = json.loads(file.read_text())
+    ids = stored["model"]["vocab"]
+    ids[max(ids, key=ids.get)] = 5000
+    file.write_text(json.dumps(stored))
+    assert "its tokenizer has token 5000 and its embedding" in refusal(folder)
 
 
 def test_a_missing_tokenizer_is_said(folder):

@@ -1,6 +1,8 @@
 """`forge quantize`: any local model in, ternary exports out; what cannot work is refused before work."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 from forgelib.cli import app
+from forgelib.core.loop import CheckpointError, RunStopped
 from forgelib.data import vocabulary
 from forgelib.data.tokenizer import train_bpe
 from forgelib.data.traces import procedural_rows
@@ -160,6 +163,37 @@ def test_broken_off_while_it_fine_tunes_it_ends_in_the_same_bytes(given, tmp_pat
 
 
 @pytest.mark.parametrize(
+    "ended, code, words",
+    [
+        (KeyboardInterrupt(), 130, "forge: interrupted; the same command with --resume goes on"),
+        (RunStopped(3, 9), 1, "forge: stopped on request after step 3 of 9: start it again to go on from there (the"),
+        (CheckpointError("the disk is full"), 1, "forge: the disk is full (the same command with --resume"),
+    ],
+)
+def test_what_ends_early_says_how_to_go_on(ended, code, words, monkeypatch):
+    def end(asked, say):
+        raise ended
+
+    monkeypatch.setattr(workbook, "run_quantize", end)
+    done = CliRunner().invoke(app, ["quantize", "--model", "m", "--out", "o"])
+    assert done.exit_code == code and words in done.stderr
+
+
+def test_two_processes_do_not_work_in_one_folder(given):
+    asked, told = given(hidden=64, steps=0), []
+
+    def try_another(line):
+        if not told:
+            command = [sys.executable, "-c", "from forgelib.cli import main; main()", "quantize", "--resume"]
+            command += ["--model", str(asked.model), "--out", str(asked.out), "--config", str(asked.config)]
+            told.append(subprocess.run([*command, "--steps", "0"], capture_output=True, text=True))
+
+    run_quantize(asked, try_another)
+    assert told[0].returncode == 2 and "another process is at work there" in told[0].stderr
+    assert (asked.out / "packed").is_dir() and not (asked.out / ".lock").exists()
+
+
+@pytest.mark.parametrize(
     "options, words",
     [
         (["--export", "packed,onnx"], "--export packed,onnx: must be of packed, bitnet, gguf, tq1_0"),
@@ -191,6 +225,8 @@ def test_a_wrong_setting_is_named_with_its_value(given, tmp_path):
         with pytest.raises(ParameterError, match="--config") as told:
             settings(replace(asked, config=tmp_path / "wrong.yaml"))
         assert words in str(told.value)
+    with pytest.raises(ParameterError, match=r"threshold = 9\.9: every weight of model\.layers\.0.* becomes zero"):
+        run_quantize(replace(asked, config=_with(tmp_path, CONFIG, threshold=9.9)), str)
     with pytest.raises(ParameterError, match="scale for each row"):
         run_quantize(replace(asked, exports=("bitnet",), config=_with(tmp_path, CONFIG, per_row="true")), str)
     assert not asked.out.exists()
