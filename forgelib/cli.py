@@ -1,8 +1,6 @@
 """The command `forge`: run the workbook, look at its runs, pause and stop them, write the reports again."""
 
-import contextlib
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +9,7 @@ import typer
 
 from forgelib.core.paths import pin_folders, reports_dir, runs_dir
 from forgelib.core.tracking import JOURNAL
-from forgelib.workbook.console import say
+from forgelib.workbook.console import ended_early, say
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.progress import duration
 
@@ -105,7 +103,7 @@ def evo(
     models = tuple(Path(folder.strip()) for folder in base_models.split(",") if folder.strip())
     asked = Asked(models, out, trunk, gens, seed, workers, ray, strategy, data)
     try:
-        with _ended_early(AGAIN):
+        with ended_early(AGAIN):
             typer.echo(f"champion  {run_evo(asked, say)}")
     except (MergeRefused, DataError) as error:
         raise ParameterError(str(error)) from None
@@ -127,7 +125,7 @@ def rows(
     from forgelib.workbook.row_making import Asked, make_rows
 
     try:
-        with _ended_early(AGAIN):
+        with ended_early(AGAIN):
             typer.echo(f"rows  {make_rows(Asked(out, maker, n, vocabulary, difficulty, seed, model, cost_limit), say)}")
     except (DataError, ValueError) as error:
         raise ParameterError(str(error)) from None
@@ -159,7 +157,7 @@ def bake_quietstar(
     ab = (ab_samples, ab_rounds, ab_thoughts, ab_improvement)
     asked = quietstar.Asked(model, out, eval_dataset, eval_samples, device, config, resume, *ab)
     try:
-        with _ended_early(RESUMED):
+        with ended_early(RESUMED):
             typer.echo(f"baked  {quietstar.bake_quietstar(asked, say)}")
     except (DataError, ValueError) as error:
         raise ParameterError(str(error)) from None
@@ -181,7 +179,7 @@ def quantize(
 
     exports = tuple(name.strip() for name in export.split(",") if name.strip())
     asked = Asked(model, out, eval_dataset, eval_samples, steps, exports, config, resume)
-    with _ended_early(RESUMED):
+    with ended_early(RESUMED):
         typer.echo(f"ternary  {run_quantize(asked, say)}")
 
 
@@ -258,21 +256,6 @@ def serve(
     from forgelib.server.launch import serve as run_server
 
     run_server(ip, port, typer.echo)
-
-
-@contextlib.contextmanager
-def _ended_early(how_to_go_on: str) -> Iterator[None]:
-    """What ends work before its end is one sentence too: Ctrl-C, a request to stop, a disk that takes no checkpoint."""
-    from forgelib.core.loop import CheckpointError, RunStopped
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(f"forge: interrupted; {how_to_go_on}", err=True)
-        raise typer.Exit(130) from None
-    except (RunStopped, CheckpointError) as error:
-        typer.echo(f"forge: {error} ({how_to_go_on})", err=True)
-        raise typer.Exit(1) from None
 
 
 def _request(name: str, wish: str) -> None:

@@ -98,7 +98,7 @@ class Draft:
             "seed": seed,
             "verdicts": verdicts or [],
             "tags": tags or {},
-            "created": timestamp(),
+            "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         }
         text = json.dumps(_strict(manifest), indent=1, allow_nan=False).encode()
         (self.path / MANIFEST).write_bytes(text)
@@ -305,11 +305,6 @@ def _library_versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def timestamp() -> str:
-    """Now, as manifests hold it: UTC, ISO 8601, microseconds. Later times sort after earlier ones."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def file_sha256(file: Path) -> str:

@@ -10,9 +10,8 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-
-from forgelib.core.artifacts import timestamp
 
 PATIENCE = 30.0  # seconds to wait for another process
 SCHEMA = """
@@ -72,8 +71,9 @@ class Registry:
 
     def take_up(self, digest: str) -> None:
         """A step was run again and ends in this artifact: from now on it is the newest of its kind."""
+        now = datetime.now(UTC).isoformat(timespec="microseconds")  # as manifests hold it: later times sort after
         with self._open() as database:
-            database.execute("INSERT OR REPLACE INTO taken_up VALUES (?, ?)", (digest, timestamp()))
+            database.execute("INSERT OR REPLACE INTO taken_up VALUES (?, ?)", (digest, now))
 
     def rebuild(self) -> int:
         """Forget the artifacts and read every manifest below <root>/artifacts. Returns how many were found.

@@ -117,7 +117,11 @@ class Unsound(RuntimeError):
 
 def load_for_scoring(folder: str | Path, device: str = "cpu") -> torch.nn.Module:
     """A model folder, float32, ready to be measured."""
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).to(device).eval()
+    return (
+        AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=False)
+        .to(device)
+        .eval()
+    )
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -138,7 +142,7 @@ def dials_of(folder: str | Path) -> dict:
 
 def load_config(folder: str | Path):
     """The configuration of a local model folder."""
-    return AutoConfig.from_pretrained(str(folder))
+    return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
 
 
 @contextlib.contextmanager

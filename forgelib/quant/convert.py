@@ -24,6 +24,8 @@ SMALLEST = 64
 #: RWKV's layers that the model divides in place between training and inference, and why they cannot be converted.
 RESCALED_ENDS = (".attention.output", ".feed_forward.value")
 RESCALED = "its model divides this weight in place before inference"
+#: How many layers a refusal names.
+NAMED = 4
 #: How far float16 may take a tensor from what it is, as a share of its length. Rounding alone takes it half as far at
 #: most (2^-11); beyond lies only what overflows, or is too small for float16's full precision (below 6.1e-5).
 FLOAT16_ERROR = 1e-3
@@ -94,7 +96,8 @@ def convert(
     """
     layers = plan(model, keep, smallest)
     if not any(layer.becomes == "ternary" for layer in layers):
-        why = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers) or "it has no nn.Linear"
+        why = "; ".join(f"{layer.name}: {layer.reason}" for layer in layers[:NAMED]) or "it has no nn.Linear"
+        why += f"; and {len(layers) - NAMED} more" * (len(layers) > NAMED)
         raise ValueError(f"{type(model).__name__} has no layer that can be ternary ({why})")
     for layer in layers:
         module = model.get_submodule(layer.name)
@@ -137,10 +140,17 @@ def pack_model(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         if tensor.dtype == torch.float32 and tensor.data_ptr() not in own and fits_float16(tensor):
             tensor.copy_(tensor.to(torch.float16))
     model.eval().requires_grad_(False)
+    model.save_pretrained = no_folder_of_transformers
     share_inputs(
         model, torch.arange(8)[None] % model.get_input_embeddings().weight.shape[0] if example is None else example
     )
     return model
+
+
+def no_folder_of_transformers(*_, **__) -> None:
+    """What a packed model has for save_pretrained: that would write packed codes, in whose place transformers would
+    put random weights when it reads them."""
+    raise ValueError("a packed model is written by forgelib.quant.save_packed, save_bitnet or save_gguf")
 
 
 def share_inputs(model: nn.Module, example: Tensor) -> list[list[str]]:

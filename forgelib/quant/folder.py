@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Gener
 
 from forgelib.core.artifacts import file_sha256
 
-from .convert import as_stored, replace
+from .convert import as_stored, no_folder_of_transformers, replace
 from .linear import PackedTernaryLinear, SharedInput, check_packed
 from .packing import from_base3, pack, packed_shape, to_base3, unpack
 
@@ -160,6 +160,7 @@ def load_packed(folder: Path | str) -> nn.Module:
     _tie(model, index.tied)
     for group in index.shared_inputs:
         SharedInput([layers[name] for name in group])
+    model.save_pretrained = no_folder_of_transformers
     return model.eval().requires_grad_(False)
 
 
@@ -241,7 +242,7 @@ def _build(folder: Path) -> nn.Module:
         kind = json.loads(file.read_bytes()).get("model_type")
         if kind == "cognate" and kind not in CONFIG_MAPPING:
             raise ValueError("a Cognate needs `import forgelib.models` first")
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except Exception as error:
         raise PackedFolderError(f"{file} builds no model ({_in_a_line(error)})") from error
     if generation.is_file():

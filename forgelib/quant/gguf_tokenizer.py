@@ -33,8 +33,12 @@ def tokenizer_fields(tokenizer, vocab_size: int) -> tuple[TokenizerFields | None
         return None, "the tokenizer is a slow one, without a tokenizer.json"
     stored = json.loads(tokenizer.backend_tokenizer.to_str())
     pre, why_not = _splitter(stored)
-    if pre is None:
+    why_not = why_not or _other_rules(stored)
+    if why_not:
         return None, why_not
+    begins, ends = _frame(tokenizer)
+    if ends or begins not in ([], [tokenizer.bos_token_id]):
+        return None, "the tokenizer puts other tokens around a text than one that begins it"
     vocabulary = {**stored["model"]["vocab"], **{added["content"]: added["id"] for added in stored["added_tokens"]}}
     if max(vocabulary.values()) >= vocab_size:
         return None, f"the tokenizer has the id {max(vocabulary.values())}, the model {vocab_size} rows"
@@ -46,8 +50,25 @@ def tokenizer_fields(tokenizer, vocab_size: int) -> tuple[TokenizerFields | None
         types[added["id"]] = int(TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]]
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
-    begins = ids[0] is not None and tokenizer("")["input_ids"][:1] == [ids[0]]
-    return TokenizerFields(pre, tokens, types, merges, *ids, begins), ""
+    return TokenizerFields(pre, tokens, types, merges, *ids, bool(begins)), ""
+
+
+def _frame(tokenizer) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before and after a text of its own accord."""
+    plain, framed = (tokenizer("a", add_special_tokens=own)["input_ids"] for own in (False, True))
+    first = next(i for i in range(len(framed) + 1) if framed[i : i + len(plain)] == plain)
+    return framed[:first], framed[first + len(plain) :]
+
+
+def _other_rules(stored: dict) -> str:
+    """What the tokenizer does and llama.cpp would not; "" for nothing."""
+    for name in ("ignore_merges", "end_of_word_suffix", "continuing_subword_prefix", "dropout"):
+        if stored["model"].get(name):
+            return f"the tokenizer has {name}, which llama.cpp does not know"
+    for added in stored["added_tokens"]:
+        if found := [name for name in ("lstrip", "rstrip", "single_word") if added[name]]:
+            return f"its token {added['content']} is cut out of text by rules of its own ({', '.join(found)})"
+    return ""
 
 
 def _splitter(stored: dict) -> tuple[str | None, str]:

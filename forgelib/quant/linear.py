@@ -98,7 +98,7 @@ class PackedTernaryLinear(nn.Module):
         self.place = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad:
+        if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "a packed ternary layer has no gradient: call the model under torch.no_grad(), or train TernaryLinear"
             )

@@ -4,12 +4,14 @@ transformers fills weights that a file lacks with random numbers, and reads an e
 be measured, rounded and exported like any model.
 """
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import forgelib.models  # noqa: F401 (registers Cognate with the Auto classes)
@@ -32,12 +34,13 @@ def load_any(path: Path, device: str) -> tuple[nn.Module, object]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, how = place(path)
-    how |= {"local_files_only": True}
+    how |= {"local_files_only": True, "trust_remote_code": False}  # not even asked for: a folder's code never runs
     tokenizer = _read(path, "its tokenizer", lambda: AutoTokenizer.from_pretrained(folder, **how))
     load = partial(AutoModelForCausalLM.from_pretrained, ignore_mismatched_sizes=True, output_loading_info=True)
     model, told = _read(path, "the model", lambda: load(folder, dtype=torch.float32, **how))
-    if wrong := _lacking(told) or _flaw(model.eval(), tokenizer):
-        raise ParameterError(f"--model {path}: {wrong}")
+    if wrong := _lacking(told) or _read(path, "a pass through it", lambda: _flaw(model.eval(), tokenizer)):
+        added = ", or transformers added a token to it: give the folder that the file was made from"
+        raise ParameterError(f"--model {path}: {wrong}{added * ('gguf_file' in how and 'tokenizer' in wrong)}")
     if "gguf_file" in how:  # its weights are plain float32 now; marked as quantized, they could never be saved
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
@@ -52,17 +55,25 @@ def context(model: nn.Module) -> int | None:
 
 def place(path: Path) -> tuple[Path, dict[str, str]]:
     """The folder to read from, and the GGUF file in it where it is one."""
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file() and path.suffix.lower() == ".gguf":
         return path.parent, {"gguf_file": path.name}
     if (path / "packed.json").is_file():
         raise ParameterError(f"--model {path}: is packed already; forgelib.quant.load_packed reads it")
     if (path / "packed" / "packed.json").is_file():
         raise ParameterError(f"--model {path}: is what forge quantize wrote: its models lie in the folders below")
     if (path / "config.json").is_file():
-        if '"quantization_config"' in (path / "config.json").read_text(errors="replace"):
+        if _quantized(path / "config.json"):
             raise ParameterError(f"--model {path}: is quantized already: give the model that it was made from")
         return path, {}
     raise ParameterError(f"--model {path}: is neither a folder with a config.json nor a .gguf file")
+
+
+def _quantized(config: Path) -> bool:
+    """Whether a configuration says so; one that cannot be read says nothing here."""
+    try:
+        return bool(json.loads(config.read_text()).get("quantization_config"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _read(path: Path, part: str, read: Callable[[], Any]) -> Any:
@@ -98,7 +109,9 @@ def _flaw(model: nn.Module, tokenizer) -> str:
     last = max(tokenizer.get_vocab().values(), default=0)
     if last >= rows:
         return f"its tokenizer has token {last} and its embedding {rows} rows: they belong to different models"
-    return "it sees later tokens, so it is no causal language model" if _looks_ahead(model, rows) else ""
+    if _looks_ahead(model, rows):
+        return "it sees later tokens, so it is no causal language model"
+    return "" if _predicts_the_next(model, rows) else "its class measures how well it repeats a token, not the next one"
 
 
 def _some(names: list[str]) -> str:
@@ -115,3 +128,13 @@ def _looks_ahead(model: nn.Module, vocab_size: int) -> bool:
     other[0, -1] = vocab_size - 1
     first, second = (model(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, other))
     return float((first - second).abs().max()) > LOOKS_AHEAD * float(first.abs().max())
+
+
+@torch.no_grad()
+def _predicts_the_next(model: nn.Module, vocab_size: int) -> bool:
+    """Whether the loss of its class is that of the next token; decoders of BART's kind compare a token with itself."""
+    ids = torch.arange(8)[None] % vocab_size
+    found = model(input_ids=ids, labels=ids)
+    logits = found.logits[0].float()
+    following, itself = (float(F.cross_entropy(*pair)) for pair in ((logits[:-1], ids[0, 1:]), (logits, ids[0])))
+    return abs(float(found.loss) - following) <= abs(float(found.loss) - itself)

@@ -53,14 +53,32 @@ def free_folder(out: Path, resume: bool) -> None:
 def same_question(folder: Path, facts: dict) -> None:
     """Note in the folder what is asked. Raises ParameterError where it was begun with something else."""
     file = folder / QUESTION
-    if _begun(folder) and file.is_file() and (known := json.loads(file.read_text())) != facts:
+    if _begun(folder) and file.is_file() and (known := _asked_before(file)) != facts:
         changed = [name for name in facts if known.get(name) != facts[name]]
         raise ParameterError(f"{folder} was begun with another {', '.join(changed)}: choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(facts, indent=1))
+        temporary = file.with_name(f".{QUESTION}")
+        temporary.write_text(json.dumps(facts, indent=1))
+        temporary.replace(file)
     except OSError as error:
         raise ParameterError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
+def _asked_before(file: Path) -> dict:
+    try:
+        known = json.loads(file.read_text())
+        if isinstance(known, dict):
+            return known
+    except (OSError, ValueError):
+        pass
+    raise ParameterError(f"{file} is damaged, so what was begun there is not known: choose another folder")
+
+
+def files_of(model: Path) -> list[list]:
+    """Name, size and time of a model's files: another model at the same place is another question."""
+    files = sorted(file for file in model.iterdir() if file.is_file()) if model.is_dir() else [model]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 @contextlib.contextmanager
@@ -81,4 +99,4 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def _begun(folder: Path) -> bool:
     """Whether there is work in the folder: the question alone is none."""
-    return folder.is_dir() and any(child.name not in (QUESTION, LOCK) for child in folder.iterdir())
+    return folder.is_dir() and any(child.name not in (QUESTION, f".{QUESTION}", LOCK) for child in folder.iterdir())

@@ -1,10 +1,12 @@
 """The lines that forge writes while it works: of `forge run` one a notebook, updated in place on a terminal; of other
 commands what they say, above a progress line where there is a terminal to draw it on."""
 
+import contextlib
+import errno
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TextIO, TypeVar
 
 from forgelib.workbook.progress import Progress, duration
@@ -25,6 +27,27 @@ def say(text: object) -> None:
 def watched(items: Iterable[T], total: int, label: str, show: Iterable[str] = ()) -> Iterable[T]:
     """The items, with rate and time left on a terminal; a log file gets what the command says and no redrawn lines."""
     return Progress(items, total, label, show) if sys.stderr.isatty() else items
+
+
+@contextlib.contextmanager
+def ended_early(how_to_go_on: str) -> Iterator[None]:
+    """What ends a command before its end is one sentence too: Ctrl-C (exit code 130), a request to stop, a full disk or
+    one that takes no checkpoint (1)."""
+    from forgelib.core.loop import CheckpointError, RunStopped  # here: it loads torch
+
+    try:
+        yield
+        return
+    except KeyboardInterrupt:
+        code, words = 130, f"interrupted; {how_to_go_on}"
+    except (RunStopped, CheckpointError) as error:
+        code, words = 1, f"{error} ({how_to_go_on})"
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        code, words = 1, f"the disk is full; free some space, and {how_to_go_on}"
+    sys.stderr.write(f"forge: {words}\n")
+    raise SystemExit(code)
 
 
 class Console:

@@ -22,7 +22,7 @@ from forgelib.merge import MergeRefused, check_parents, linear
 from forgelib.phases.evomerge import EvolutionConfig
 from forgelib.phases.ledger import Ledger
 from forgelib.phases.workshop import Plan, Workshop, load_config
-from forgelib.workbook.command_folder import alone_in, check_place, same_question
+from forgelib.workbook.command_folder import alone_in, check_place, files_of, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.contest import Standing, contenders, save_champion, standing
 from forgelib.workbook.phase2 import LEDGER, STRATEGIES, Family, choose, population, texts_of, unseen_rows
@@ -138,7 +138,7 @@ def _splits(asked: Asked, tokenizer, say: Callable[[str], object]) -> tuple[Text
 
 def _tokenizer(folder: Path):
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).split("\n")[0]
         raise MergeRefused(
@@ -163,7 +163,5 @@ def _same_question(asked: Asked) -> None:
     facts = {
         name: str(value) for name, value in vars(asked).items() if name not in ("out", "workers", "ray", "generations")
     }
-    facts["weights"] = str(
-        [[f.stat().st_size, f.stat().st_mtime_ns] for m in asked.models for f in sorted(m.iterdir())]
-    )
+    facts["files of the models"] = [files_of(model) for model in asked.models]
     same_question(asked.out, facts)

@@ -11,84 +11,38 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import nn
+from transformers import AutoTokenizer
 
 from forgelib.core.loop import Checkpointer, Control
 from forgelib.core.tracking import Tracker
 from forgelib.data import DataError
-from forgelib.data.catalogue import CATALOGUE
-from forgelib.phases.bake import PADDED_TO
 from forgelib.phases.finetune import FinetuneConfig, finetune
 from forgelib.phases.quantize import QuantizeConfig, fall_back, kept, quantize
 from forgelib.quant import (
     ExportRefused,
-    Layer,
+    PackedFolderError,
     Rounding,
     TernaryLinear,
-    check_bitnet,
-    check_gguf,
     convert,
     kernel_in_use,
+    load_packed,
     pack_model,
     save_bitnet,
     save_gguf,
     save_packed,
 )
-from forgelib.workbook.any_model import context, load_any
-from forgelib.workbook.command_folder import alone_in, flat_settings, free_folder, same_question
+from forgelib.workbook.any_model import load_any
+from forgelib.workbook.command_folder import alone_in, files_of, free_folder, same_question
 from forgelib.workbook.console import watched
-from forgelib.workbook.params import SECRET, ParameterError
-from forgelib.workbook.quantize_report import EXPORTS, REPORT, say_plan, write_report
-from forgelib.workbook.quantize_rows import Found, Material, enough_right, known_words, material, pad_of
-
-
-class Settings(BaseModel):
-    """What --config may set, with its defaults. Rates and lambda are those of METHOD's table, for full size; a model of
-    a million weights wants muon_lr 0.006, adamw_lr 0.003 and grokfast_lambda 0."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-    seed: int = Field(0, ge=0, le=2**31 - 1)
-    data: str = Field("auto", pattern="^(auto|real|procedural)$")
-    per_row: bool = False
-    threshold: float | None = Field(None, ge=0, lt=10)
-    put_back: float = Field(0.5, gt=0, le=1000)
-    calibration_rows: int = Field(16, ge=1, le=100_000)
-    held_rows: int = Field(200, ge=14, le=100_000)
-    difficulty: int = Field(2, ge=1, le=3)
-    direct_share: float = Field(0.12, ge=0, lt=1)
-    max_tokens: int = Field(256, ge=8, le=100_000)
-    max_new_tokens: int = Field(96, ge=1, le=4096)
-    rows: int = Field(2000, ge=1, le=10_000_000)
-    epochs: int = Field(2, ge=1, le=10_000)
-    batch_size: int = Field(8, ge=1, le=4096)
-    muon_lr: float = Field(1e-3, gt=0, le=1)
-    adamw_lr: float = Field(1e-5, gt=0, le=1)
-    grokfast_lambda: float = Field(2.0, ge=0, le=100)
-    rounding_warmup: float = Field(0.2, ge=0, le=1)
-    distillation: float = Field(0.0, ge=0, le=1000)
-    finetune_above: float = Field(0.05, ge=-1, le=1)  # a share of the quality; -1: always
-    fall_back_above: float = Field(0.10, ge=0, le=1)  # 1: never
-    checkpoint_every_seconds: float = Field(60.0, gt=0, le=86_400)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the command line asks for. dataset "" asks no questions; steps None: `epochs` times `rows`, 0: none."""
-
-    model: Path
-    out: Path
-    dataset: str = ""
-    samples: int = 100
-    steps: int | None = None
-    exports: tuple[str, ...] = ("packed",)
-    config: Path | None = None
-    resume: bool = False
+from forgelib.workbook.params import ParameterError
+from forgelib.workbook.quantize_asked import Asked, Settings, check_exports, refuse, refuse_length, settings
+from forgelib.workbook.quantize_report import EXPORTS, REPORT, add_to_report, is_there, say_plan, write_report
+from forgelib.workbook.quantize_rows import Found, Material, enough_right, material, pad_of
 
 
 def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
@@ -99,15 +53,16 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
     """
     p = settings(asked)
     free_folder(asked.out, asked.resume)
-    if _finished(asked):
-        _same_question(asked, p)
-        say(f"{asked.out} is finished already")
-        return asked.out
+    if asked.resume and (asked.out / REPORT).is_file():
+        missing = tuple(name for name in asked.exports if not is_there(asked.out, name))
+        if not missing or is_there(asked.out, "packed"):
+            _same_question(asked, p)
+            return _export_more(asked, missing, say)
     model, tokenizer = load_any(asked.model, "cpu")
     parent = copy.deepcopy(model).eval().requires_grad_(False)
     config = QuantizeConfig(Rounding(p.per_row, p.threshold), put_back=p.put_back)
-    _refuse_length(asked, model, tokenizer, p)
-    layers = _refuse(asked, model, config)
+    refuse_length(asked, model, tokenizer, p)
+    layers = refuse(asked, model, config)
     rows = _material(tokenizer, asked, p)
     _same_question(asked, p)
     with alone_in(asked.out):
@@ -116,83 +71,36 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
         say_plan(layers, parent, say)
         found = {"before": rows.measure(parent)}
         costs = _round(model, rows, config, asked, say)
+        stayed = tuple(name for name in costs if not isinstance(model.get_submodule(name), TernaryLinear))
         found["rounded"] = rows.measure(model)
         if _drop(found, "rounded", say) > p.finetune_above and asked.steps != 0:
             _finetune(model, parent, tokenizer, rows, asked, p, say)
             found["fine-tuned"] = rows.measure(model)
             _drop(found, "fine-tuned", say)
         if _drop(found, list(found)[-1]) > p.fall_back_above:
-            model = _fall_back(parent, config, costs, rows, found, p, say)
+            model = _fall_back(parent, replace(config, keep=stayed), costs, rows, found, p, say)
         found["packed"] = rows.measure(pack_model(model))  # the rest of the model is float16 now
         _drop(found, "packed", say)
         notes = _export(model, tokenizer, asked)
-        write_report(asked.out, asked.exports, p.model_dump(), model, found, notes, say)
+        write_report(asked.out, p.model_dump(), model, found, notes, say)
         shutil.rmtree(asked.out / "checkpoints", ignore_errors=True)
         return asked.out
 
 
-def settings(asked: Asked) -> Settings:
-    """The defaults, overruled by a flat YAML file. Raises ParameterError naming a field, value and what it takes."""
-    unknown = [name for name in asked.exports if name not in EXPORTS]
-    if unknown or not asked.exports:
-        raise ParameterError(f"--export {','.join(asked.exports)}: must be of {', '.join(EXPORTS)}, joined by commas")
-    if asked.dataset and asked.dataset not in CATALOGUE:
-        raise ParameterError(f"--eval-dataset {asked.dataset}: must be one of {', '.join(CATALOGUE)}")
+def _export_more(asked: Asked, missing: tuple[str, ...], say: Callable[[str], object]) -> Path:
+    """What is asked for beyond what a finished folder holds, from its packed model."""
+    if not missing:
+        say(f"{asked.out} is finished already")
+        return asked.out
     try:
-        return Settings(**flat_settings(asked.config))
-    except ValidationError as error:
-        wrong = [(".".join(map(str, e["loc"])), e["input"], e["msg"]) for e in error.errors()]
-        lines = [
-            f"{name} = {'(not shown)' if SECRET.search(name) else repr(value)}: {told}" for name, value, told in wrong
-        ]
-        known = ", ".join(Settings.model_fields)
-        raise ParameterError(f"--config {asked.config}: " + "; ".join(lines) + f" (known: {known})") from None
-
-
-def _finished(asked: Asked) -> bool:
-    """Whether all that is asked for is there: the report is written last."""
-    places = (REPORT, *(EXPORTS[name] for name in asked.exports))
-    return asked.resume and all((asked.out / place).exists() for place in places)
-
-
-def _refuse_length(asked: Asked, model: nn.Module, tokenizer, p: Settings) -> None:
-    """Raises ParameterError where rows would be longer than the model can read."""
-    limit = context(model)
-    if limit is None:
-        return
-    fits = limit // PADDED_TO * PADDED_TO
-    if p.max_tokens > fits:
-        advice = f"set it to {fits} or less in --config" if fits else "no row is as short"
-        raise ParameterError(f"max_tokens = {p.max_tokens}: the model reads {limit} tokens at most, {advice}")
-    answers = asked.dataset or known_words(tokenizer)
-    if answers and p.max_tokens + p.max_new_tokens > limit:
-        raise ParameterError(
-            f"max_tokens = {p.max_tokens} and max_new_tokens = {p.max_new_tokens}: the model reads {limit} tokens at "
-            "most, question and answer together; lower one of them in --config"
-        )
-
-
-def _refuse(asked: Asked, model: nn.Module, config: QuantizeConfig) -> list[Layer]:
-    """Convert the layers, and ask every export whether it could be read. Returns what becomes of each layer."""
-    try:
-        layers = convert(model, config.rounding, config.keep, config.smallest)
-        _refuse_threshold(model, config.rounding.threshold)
-        if "bitnet" in asked.exports:
-            check_bitnet(model)
-        if {"gguf", "tq1_0"} & set(asked.exports):
-            check_gguf(model)
-        return layers
-    except ExportRefused as error:
-        raise ParameterError(f"--export {error}") from None
-    except ValueError as error:
-        raise ParameterError(f"--model {asked.model}: {error}") from None
-
-
-def _refuse_threshold(model: nn.Module, threshold: float | None) -> None:
-    """Raises ParameterError where the threshold leaves a layer no weight that is not zero."""
-    for name, layer in model.named_modules() if threshold else ():
-        if isinstance(layer, TernaryLinear) and layer.sparsity() == 1 and bool(layer.weight.any()):
-            raise ParameterError(f"threshold = {threshold}: every weight of {name} becomes zero; lower it in --config")
+        model = load_packed(asked.out / EXPORTS["packed"])
+        check_exports(model, missing)
+    except (PackedFolderError, ExportRefused) as error:
+        raise ParameterError(f"--export {','.join(missing)}: {error}") from None
+    with alone_in(asked.out):
+        tokenizer = AutoTokenizer.from_pretrained(asked.out / EXPORTS["packed"], local_files_only=True)
+        add_to_report(asked.out, _export(model, tokenizer, replace(asked, exports=missing)), say)
+    return asked.out
 
 
 def _material(tokenizer, asked: Asked, p: Settings) -> Material:
@@ -207,12 +115,15 @@ def _round(model: nn.Module, rows: Material, config: QuantizeConfig, asked: Aske
     """Every layer in turn; returns what each cost, in nats a token."""
     records = []
     layers = sum(isinstance(module, TernaryLinear) for module in model.modules())
-    for record in watched(quantize(model, rows.calibration, config), layers, "rounding"):
-        records.append(record)
-        if not record["reached"]:
-            say(f"  {record['name']} is not reached by the calibration and stays")
-        elif record["put_back"]:
-            say(f"  {record['name']} costs {record['cost']:.3f} nats a token and is put back")
+    try:
+        for record in watched(quantize(model, rows.calibration, config), layers, "rounding"):
+            records.append(record)
+            if not record["reached"]:
+                say(f"  {record['name']} is not reached by the calibration and stays")
+            elif record["put_back"]:
+                say(f"  {record['name']} costs {record['cost']:.3f} nats a token and is put back")
+    except ValueError as error:  # a loss that is not finite
+        raise ParameterError(f"--model {asked.model}: {error}") from None
     if all(record["put_back"] for record in records):
         raise ParameterError(
             f"no layer can become ternary: each costs more than put_back = {config.put_back} nats a token, or is not "
@@ -292,13 +203,20 @@ def _export(model: nn.Module, tokenizer, asked: Asked) -> list[str]:
                 save_bitnet(model, place, tokenizer)
             elif why_not := save_gguf(model, place, tokenizer, place.stem.removeprefix("model-")):
                 notes.append(f"{place.name} holds no tokenizer: {why_not}")
-        except (OSError, SafetensorError) as error:
+        except Exception as error:  # of a full disk the tokenizers library tells by a plain Exception
+            if not isinstance(error, OSError | SafetensorError) and "os error" not in str(error):
+                raise
             raise ParameterError(f"{place}: cannot be written ({error}); make room and give --resume") from None
     return notes
 
 
 def _same_question(asked: Asked, p: Settings) -> None:
     """What began in a folder is what goes on there."""
-    facts = {"model": str(asked.model.resolve()), "dataset": asked.dataset, "samples": asked.samples}
+    facts = {
+        "model": str(asked.model.resolve()),
+        "files of the model": files_of(asked.model),
+        "dataset": asked.dataset,
+        "samples": asked.samples,
+    }
     facts |= {"steps": asked.steps} | p.model_dump()
     same_question(asked.out, facts)

@@ -1,7 +1,7 @@
 """What `forge quantize` tells: what becomes ternary, and at the end bytes and quality, also in report.json."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from forgelib.workbook.quantize_rows import Found
 from forgelib.workbook.tables import number
 
 REPORT = "report.json"
+#: How the row of an export ends.
+ON_DISK = ", on disk"
 #: What an export is, and what writes it: folder or file below OUT.
 EXPORTS = {"packed": "packed", "bitnet": "bitnet", "gguf": "model-TQ2_0.gguf", "tq1_0": "model-TQ1_0.gguf"}
 
@@ -30,9 +32,14 @@ def say_plan(layers: list[Layer], model: nn.Module, say: Callable[[str], object]
         say(f"  and {len(refused) - 10} more linear layers stay")
 
 
+def is_there(out: Path, export: str) -> bool:
+    """Whether an export lies in the folder, as far as its last file tells."""
+    place = out / EXPORTS[export]
+    return place.is_file() or any((place / last).is_file() for last in ("packed.json", "model.safetensors"))
+
+
 def write_report(
     out: Path,
-    exported: Sequence[str],
     settings: dict,
     packed: nn.Module,
     found: Mapping[str, Found],
@@ -42,16 +49,7 @@ def write_report(
     """The one table, and the same in report.json, which is written last."""
     layers = [module for module in packed.modules() if isinstance(module, PackedTernaryLinear)]
     parts = [row | {"times smaller": row["float32 bytes"] / row["stored bytes"]} for row in sizes(packed)]
-    full = sum(row["float32 bytes"] for row in parts)
-    files = {name: _bytes(out / EXPORTS[name]) for name in exported}
-    exports = [
-        {"part": f"{name}, on disk", "float32 bytes": full, "stored bytes": size} for name, size in files.items()
-    ]
-    rows = parts + [row | {"times smaller": full / row["stored bytes"]} for row in exports]
-    say(f"  {'part':24} {'float32 bytes':>14} {'stored bytes':>14} {'smaller':>9}")
-    for row in rows:
-        size = f"{number(row['float32 bytes']):>14} {number(row['stored bytes']):>14}"
-        say(f"  {row['part']:24} {size} {row['times smaller']:>8.2f}x")
+    rows = _with_exports(out, parts, say)
     say(f"  {'zeros in ternary layers':24} {sparsity(layers):>14.3f}")
     for name in (*found["before"].right, *found["before"].probability):
         of = "right" if name in found["before"].right else "probability"
@@ -62,6 +60,29 @@ def write_report(
     report = {"settings": settings, "sparsity": sparsity(layers), "ternary layers": len(layers), "sizes": rows}
     report |= {"quality": {name: asdict(one) for name, one in found.items()}, "notes": notes}
     (out / REPORT).write_text(json.dumps(report, indent=1))
+
+
+def add_to_report(out: Path, notes: list[str], say: Callable[[str], object]) -> None:
+    """The report of a finished folder with the sizes of exports that came later, and what is to be said about them."""
+    report = json.loads((out / REPORT).read_text())
+    report["sizes"] = _with_exports(out, [row for row in report["sizes"] if not row["part"].endswith(ON_DISK)], say)
+    for note in notes:
+        say(f"  {note}")
+    report["notes"] += notes
+    (out / REPORT).write_text(json.dumps(report, indent=1))
+
+
+def _with_exports(out: Path, parts: list[dict], say: Callable[[str], object]) -> list[dict]:
+    """The rows of the parts, and one of each export that lies in the folder; all are said."""
+    full = sum(row["float32 bytes"] for row in parts)
+    files = {name: _bytes(out / place) for name, place in EXPORTS.items() if is_there(out, name)}
+    exports = [{"part": name + ON_DISK, "float32 bytes": full, "stored bytes": size} for name, size in files.items()]
+    rows = parts + [row | {"times smaller": full / row["stored bytes"]} for row in exports]
+    say(f"  {'part':24} {'float32 bytes':>14} {'stored bytes':>14} {'smaller':>9}")
+    for row in rows:
+        size = f"{number(row['float32 bytes']):>14} {number(row['stored bytes']):>14}"
+        say(f"  {row['part']:24} {size} {row['times smaller']:>8.2f}x")
+    return rows
 
 
 def _bytes(place: Path) -> int:

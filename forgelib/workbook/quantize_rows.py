@@ -122,8 +122,11 @@ def _of_datasets(tokenizer, n_rows: int, n_calibration: int, asked: tuple[str, i
         return Found(right, probabilities(model, batches), len(questions))
 
     kinds = ", ".join(f"{sum(s == kind for s in sources.values())} {kind}" for kind in sorted(set(sources.values())))
-    calibration, source = batched(encoded[:n_calibration], pad), f"rows of {len(names)} datasets ({kinds})"
-    return Material(lambda epoch: encoded, calibration, measure, source)
+    source = f"rows of {len(names)} datasets ({kinds})"
+    if questions:
+        fewer = f", {asked[1]} were asked for" * (len(questions) < asked[1])
+        source += f"; {len(questions)} questions of {asked[0]} ({questions[0].source}{fewer})"
+    return Material(lambda epoch: encoded, batched(encoded[:n_calibration], pad), measure, source)
 
 
 def _right(model: nn.Module, tokenizer, questions: Sequence[Example], max_new_tokens: int) -> dict[str, float]:

@@ -31,7 +31,7 @@ from forgelib.phases.bake import bake
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import abtest, phase3
 from forgelib.workbook.any_model import context, load_any, place
-from forgelib.workbook.command_folder import alone_in, flat_settings, free_folder, same_question
+from forgelib.workbook.command_folder import alone_in, files_of, flat_settings, free_folder, same_question
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import ParameterError, QuietBake, resolve
 from forgelib.workbook.remembering import Remembering
@@ -237,7 +237,12 @@ def _questions(asked: Asked, seed: int) -> list[Example]:
 
 def _same_question(asked: Asked, p: QuietBake) -> None:
     """What began in a folder is what goes on there."""
-    facts = {"model": str(asked.model.resolve()), "dataset": asked.dataset, "samples": asked.samples} | p.model_dump()
+    facts = {
+        "model": str(asked.model.resolve()),
+        "files of the model": files_of(asked.model),
+        "dataset": asked.dataset,
+        "samples": asked.samples,
+    } | p.model_dump()
     facts |= {name: getattr(asked, name) for name in ("ab_samples", "ab_rounds", "ab_thoughts", "ab_improvement")}
     facts |= {"rows_sha256": phase3.rows_digest(p)}
     same_question(asked.out, facts)

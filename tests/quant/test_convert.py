@@ -1,6 +1,7 @@
 """Which layers become ternary, and that nothing else of the model changes."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -129,6 +130,15 @@ def test_a_model_without_such_a_layer_is_refused_whole():
         plan(model, keep=["nowhere"])
     with pytest.raises(ValueError, match="convert it first"):
         pack_model(model)
+
+
+def test_a_packed_model_is_not_written_as_a_folder_that_transformers_would_fill_with_random_numbers(tmp_path):
+    model = build("llama")
+    convert(model, smallest=32)
+    for packed in (pack_model(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(ValueError, match="save_packed, save_bitnet or save_gguf"):
+            packed.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 def test_rwkv_divides_some_weights_in_place_and_those_stay():

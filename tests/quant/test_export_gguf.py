@@ -1,5 +1,7 @@
 """A GGUF file holds the packed model: read back tensor by tensor, and as a model by transformers."""
 
+import json
+
 import gguf
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ import torch
 from gguf import GGUFReader, TokenType
 from gguf.quants import dequantize
 from packed_models import build, tokens
+from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from forgelib.data.tokenizer import train_bpe
 from forgelib.quant import (
@@ -23,6 +26,16 @@ from forgelib.quant import (
 )
 from forgelib.quant.gguf_tokenizer import tokenizer_fields
 
+TEXT, END = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+#: A post-processor that ends every text with a token.
+AT_THE_END = {
+    "type": "TemplateProcessing",
+    "single": [TEXT, END],
+    "pair": [TEXT, {"Sequence": {"id": "B", "type_id": 1}}],
+}
+AT_THE_END |= {
+    "special_tokens": {END["SpecialToken"]["id"]: {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}
+}
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -117,6 +130,37 @@ def test_a_tokenizer_that_llama_cpp_splits_otherwise_stays_out(tmp_path):
     why_not = save_gguf(packed(300), tmp_path / "m.gguf", tokenizer)
     assert "Whitespace" in why_not
     assert GGUFReader(tmp_path / "m.gguf").fields["tokenizer.ggml.model"].contents() == "none"
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda stored: stored["model"].update(ignore_merges=True), "ignore_merges"),
+        (lambda stored: stored["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix"),
+        (lambda stored: stored["added_tokens"][0].update(lstrip=True), "rules of its own (lstrip)"),
+        (lambda stored: stored.update(post_processor=AT_THE_END), "other tokens around a text"),
+    ],
+    ids=["ignore_merges", "suffix", "lstrip", "end"],
+)
+def test_a_tokenizer_with_rules_that_llama_cpp_has_not_stays_out(change, told):
+    tokenizer, _ = train_bpe(["some text"] * 9, 300)
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(stored)
+    changed = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(stored)), eos_token="<|endoftext|>"
+    )
+    fields, why_not = tokenizer_fields(changed, 400)
+    assert fields is None and told in why_not
+
+
+def test_a_token_that_begins_a_text_is_told_apart_from_one_that_ends_it():
+    tokenizer, _ = train_bpe(["some text"] * 9, 300)
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    stored["post_processor"] = AT_THE_END | {"single": AT_THE_END["single"][::-1]}
+    first = stored["added_tokens"][0]["content"]
+    options = {"eos_token": first, "bos_token": first}
+    begun = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(stored)), **options)
+    assert tokenizer_fields(begun, 400)[0].add_bos and not tokenizer_fields(tokenizer, 400)[0].add_bos
 
 
 @pytest.mark.parametrize(

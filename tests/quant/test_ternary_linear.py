@@ -81,6 +81,8 @@ def test_a_packed_layer_refuses_a_gradient_instead_of_dropping_it():
     packed = layer().pack()
     with pytest.raises(RuntimeError, match="no gradient"):
         packed(torch.randn(2, 96, requires_grad=True))
+    with torch.no_grad():
+        assert not packed(torch.randn(2, 96, requires_grad=True)).requires_grad
 
 
 def test_a_packed_layer_survives_copies_moves_and_loading():

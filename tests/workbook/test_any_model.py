@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
+    BartConfig,
+    BartForCausalLM,
     BertConfig,
     BertForMaskedLM,
     ByT5Tokenizer,
@@ -77,6 +79,28 @@ def test_a_model_without_a_head_and_one_that_sees_later_tokens_are_no_language_m
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertForMaskedLM(BertConfig(vocab_size=300, **sizes)).save_pretrained(folder)
     assert "it sees later tokens" in refusal(folder)
+
+
+def test_a_class_that_compares_a_token_with_itself_is_refused(folder):
+    """transformers' decoders of BART's kind do not move the labels: training would teach them to repeat."""
+    sizes = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+    vocab_size = len(AutoTokenizer.from_pretrained(folder))
+    BartForCausalLM(BartConfig(vocab_size=vocab_size, is_decoder=True, **sizes)).save_pretrained(folder)
+    assert "how well it repeats a token" in refusal(folder)
+
+
+def test_a_configuration_that_quantizes_nothing_is_no_quantized_model(folder):
+    config(folder, quantization_config=None)
+    assert load_any(folder, "cpu")[0].dtype == torch.float32
+
+
+def test_a_folders_own_code_is_never_run(folder, monkeypatch):
+    ran = folder / "ran"
+    (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')")
+    auto = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
+    config(folder, model_type="mine", auto_map=auto)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    assert "contains custom code" in refusal(folder) and not ran.exists()
 
 
 def test_a_cognate_model_sees_no_later_token(folder):

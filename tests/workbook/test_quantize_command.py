@@ -117,13 +117,24 @@ def test_beyond_the_last_limit_the_parents_layers_come_back(given, tmp_path, mon
         return Found({}, {"text": 0.5 if good else 0.1}, 0)
 
     monkeypatch.setattr(workbook, "material", _planted(workbook.material, measure))
+    monkeypatch.setattr(phase, "_cost", _dear(phase._cost))
     run_quantize(asked, lambda line: None)
     packed = load_packed(asked.out / "packed")
     layers = [m for m in packed.modules() if isinstance(m, PackedTernaryLinear)]
     assert 0 < len(layers) < 7 and type(packed.model.layers[0].mlp.down_proj) is torch.nn.Linear
+    assert type(packed.model.layers[0].self_attn.o_proj) is torch.nn.Linear, "it cost too much from the first"
     assert (
         json.loads((asked.out / "report.json").read_text())["quality"]["layers put back"]["probability"]["text"] == 0.5
     )
+
+
+def _dear(real):
+    """Costs of layers as they are, but for one that costs too much."""
+
+    def cost(model, layer, *rest):
+        return 9.0 if layer is model.model.layers[0].self_attn.o_proj else real(model, layer, *rest)
+
+    return cost
 
 
 def test_where_nothing_can_stay_ternary_it_says_so(given, tmp_path, monkeypatch):
@@ -242,6 +253,45 @@ def test_a_finished_folder_is_finished_and_a_strangers_folder_is_no_beginning(gi
     with pytest.raises(ParameterError, match="nothing was begun in"):
         run_quantize(replace(asked, out=asked.model, resume=True), str)
     assert not (asked.model / "asked.json").exists()
+
+
+def test_a_further_export_of_a_finished_folder_trains_nothing_anew(given, monkeypatch):
+    asked, told = given(hidden=256, steps=0), []
+    run_quantize(asked, str)
+    before = (asked.out / "packed" / "ternary.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(workbook, "quantize", lambda *_: pytest.fail("rounded anew"))
+    run_quantize(replace(asked, resume=True, exports=("gguf", "bitnet")), told.append)
+    assert (asked.out / "model-TQ2_0.gguf").is_file() and (asked.out / "bitnet" / "model.safetensors").is_file()
+    assert (asked.out / "packed" / "ternary.safetensors").stat().st_mtime_ns == before
+    report = json.loads((asked.out / "report.json").read_text())
+    assert [row["part"] for row in report["sizes"]][-3:] == ["packed, on disk", "bitnet, on disk", "gguf, on disk"]
+    assert report["quality"] and any("gguf, on disk" in line for line in told)
+
+
+def test_another_model_at_the_same_place_is_another_question(given):
+    asked = given(hidden=64, steps=0)
+    run_quantize(asked, str)
+    (asked.out / "report.json").unlink()
+    given(hidden=64)
+    with pytest.raises(ParameterError, match="begun with another files of the model"):
+        run_quantize(replace(asked, resume=True), str)
+    (asked.out / "asked.json").write_text("{")
+    with pytest.raises(ParameterError, match=r"asked\.json is damaged"):
+        run_quantize(replace(asked, resume=True), str)
+
+
+def test_a_full_disk_is_a_sentence(given, monkeypatch):
+    def full(*_):
+        raise Exception("No space left on device (os error 28)")
+
+    asked = given(hidden=64, steps=0)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ParameterError, match=r"cannot be written .* make room and give"),
+    ):
+        patch.setattr(workbook, "save_packed", full)
+        run_quantize(asked, str)
+    run_quantize(replace(asked, resume=True), str)
 
 
 def test_where_every_layer_costs_too_much_it_says_so_and_the_folder_is_free(given, monkeypatch):
