@@ -19,6 +19,8 @@ from forgelib.workbook.params import ParameterError
 
 #: How much of the largest logit may move where a later token is another one: sums of experts differ in rounding.
 LOOKS_AHEAD = 1e-4
+#: How near two losses are that differ in rounding only, as a share.
+SAME_LOSS = 1e-3
 #: What configurations call the context's length; MPT and RWKV have names of their own.
 CONTEXT = ("max_position_embeddings", "max_seq_len", "context_length")
 #: How many names a refusal lists.
@@ -111,7 +113,9 @@ def _flaw(model: nn.Module, tokenizer) -> str:
         return f"its tokenizer has token {last} and its embedding {rows} rows: they belong to different models"
     if _looks_ahead(model, rows):
         return "it sees later tokens, so it is no causal language model"
-    return "" if _predicts_the_next(model, rows) else "its class measures how well it repeats a token, not the next one"
+    if _repeats(model, rows):
+        return "its class measures how well it repeats a token, not how well it tells the next one"
+    return ""
 
 
 def _some(names: list[str]) -> str:
@@ -131,10 +135,11 @@ def _looks_ahead(model: nn.Module, vocab_size: int) -> bool:
 
 
 @torch.no_grad()
-def _predicts_the_next(model: nn.Module, vocab_size: int) -> bool:
-    """Whether the loss of its class is that of the next token; decoders of BART's kind compare a token with itself."""
+def _repeats(model: nn.Module, vocab_size: int) -> bool:
+    """Whether the loss of its class compares a token's logits with that token itself, as decoders of BART's kind do."""
     ids = torch.arange(8)[None] % vocab_size
     found = model(input_ids=ids, labels=ids)
     logits = found.logits[0].float()
     following, itself = (float(F.cross_entropy(*pair)) for pair in ((logits[:-1], ids[0, 1:]), (logits, ids[0])))
-    return abs(float(found.loss) - following) <= abs(float(found.loss) - itself)
+    same = [abs(float(found.loss) - loss) <= SAME_LOSS * loss for loss in (following, itself)]
+    return same == [False, True]
