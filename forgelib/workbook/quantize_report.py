@@ -22,8 +22,10 @@ EXPORTS = {"packed": "packed", "bitnet": "bitnet", "gguf": "model-TQ2_0.gguf", "
 def say_plan(layers: list[Layer], model: nn.Module, say: Callable[[str], object]) -> None:
     """How much of the model becomes ternary, and which linear layers cannot."""
     ternary = [layer for layer in layers if layer.becomes == "ternary"]
-    share = sum(layer.outputs * layer.inputs for layer in ternary) / sum(p.numel() for p in model.parameters())
-    rest = "embeddings, norms, gates" + ", and what is no nn.Linear, as fused experts" * (share < 0.5)
+    whole = sum(p.numel() for p in model.parameters())
+    share = sum(layer.outputs * layer.inputs for layer in ternary) / whole
+    fused = sum(p.numel() for p in model.parameters() if p.dim() == 3) / whole
+    rest = "embeddings, norms, gates" + f", and experts in one tensor, {fused:.0%}" * (fused > 0.1)
     say(f"  {len(ternary)} layers, {share:.0%} of the parameters, become ternary; the rest stays: {rest}")
     refused = [layer for layer in layers if layer.becomes == "refused"]
     for layer in refused[:10]:
