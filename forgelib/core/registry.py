@@ -33,14 +33,16 @@ GROUP BY line.digest ORDER BY depth, name
 class Registry:
     """Index of the artifacts below `root`, kept in <root>/registry.sqlite.
 
-    `rebuilt` is True when the file was unreadable and was made anew from the manifests.
+    `rebuilt` is True when the file was unreadable, or missing beside artifacts, and was made anew from the manifests.
     """
 
     def __init__(self, root: Path | str):
         self.root = Path(root).resolve()
         self.path = self.root / "registry.sqlite"
         self.root.mkdir(parents=True, exist_ok=True)
-        self.rebuilt = False
+        self.rebuilt = not self.path.exists() and any(self.root.glob("artifacts/*/manifest.json"))
+        if self.rebuilt:
+            self.rebuild()
         try:
             with self._open() as database:
                 database.executescript(SCHEMA)

@@ -1,7 +1,7 @@
 """The champion of Phase 2 among its contenders, all read once on the split that the search never saw."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,20 +64,22 @@ def standing(workshop: Workshop, scores: Mapping[str, Scores], seed: int, n_resa
     return Standing(workshop.yardstick, dict(scores), {name: fitness[:, i] for i, name in enumerate(scores)})
 
 
-def contenders(workshop: Workshop, champion: Genome, parents: phase2.Family) -> dict[str, Scores]:
-    """Champion, parents, trunk, ensemble and the plain mean with each parent's dials, on the workshop's texts."""
-    linear = {
-        f"linear, dials of {name}": workshop.scores(linear_genome(len(parents.names), parents.n_layers, i))
-        for i, name in enumerate(parents.names)
-    }
+def contenders(workshop: Workshop, champion: Genome, parents: phase2.Family) -> Iterator[tuple[str, Scores]]:
+    """Champion, parents, the plain mean with each parent's dials, ensemble and trunk on the workshop's texts, one after
+    the other: on real rows each reads for about a minute."""
+    yield "champion", workshop.scores(champion)
+    yield from zip(parents.names, workshop.yardstick.parents, strict=True)
+    for i, name in enumerate(parents.names):
+        mean = linear_genome(len(parents.names), parents.n_layers, i)
+        yield f"linear, dials of {name}", workshop.scores(mean)
     texts, models = workshop.plan.texts, [load_for_scoring(folder) for folder in parents.folders.values()]
-    return {
-        "champion": workshop.scores(champion),
-        **dict(zip(parents.names, workshop.yardstick.parents, strict=True)),
-        **linear,
-        "ensemble of the parents": ensemble_scores(models, texts),
-        "trunk": score_texts(load_for_scoring(parents.trunk), texts),
-    }
+    yield "ensemble of the parents", ensemble_scores(models, texts)
+    yield "trunk", score_texts(load_for_scoring(parents.trunk), texts)
+
+
+def n_contenders(parents: phase2.Family) -> int:
+    """How many `contenders` there are."""
+    return 2 * len(parents.names) + 3
 
 
 def save_champion(workshop: Workshop, champion: Genome, tokenizer, folder: Path) -> None:

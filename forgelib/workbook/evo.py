@@ -24,7 +24,7 @@ from forgelib.phases.ledger import Ledger
 from forgelib.phases.workshop import Plan, Workshop, load_config
 from forgelib.workbook.command_folder import alone_in, check_place, files_of, same_question
 from forgelib.workbook.console import watched
-from forgelib.workbook.contest import Standing, contenders, save_champion, standing
+from forgelib.workbook.contest import Standing, contenders, n_contenders, save_champion, standing
 from forgelib.workbook.phase2 import LEDGER, STRATEGIES, Family, choose, population, texts_of, unseen_rows
 from forgelib.workbook.tables import number
 
@@ -70,7 +70,8 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
         with _population(asked, replace(plan, texts=chosen_by)) as measure:
             champion, _ = choose(Ledger(asked.out / LEDGER), measure, len(asked.models), n_layers)
         judge = Workshop(replace(plan, texts=unseen))
-        found = standing(judge, contenders(judge, champion, parents), asked.seed)
+        read = watched(contenders(judge, champion, parents), n_contenders(parents), "contenders")
+        found = standing(judge, dict(read), asked.seed)
         say(f"  {'on rows that the search never saw':32}  fitness  95% interval")
         for row in found.rows():
             say(f"  {row['model']:32} {number(row['fitness']):>8}  [{number(row['low'])}, {number(row['high'])}]")

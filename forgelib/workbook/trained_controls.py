@@ -62,13 +62,20 @@ def search_by_cmaes(p: EvoEvolve, parents: phase2.Family, plan: Plan, evaluation
         run.publish("evomerge-cmaes", lambda folder: phase2.keep_ledger(run, folder))
 
 
-def trained_contenders(p: EvoEvolve, judge: Workshop, parents: phase2.Family, evaluations: int) -> dict[str, Scores]:
-    """The contenders that cost training or search: CMA-ES with as many evaluations, even-mix models and the mean of
-    three, the joint model."""
+#: How many `trained_contenders` there are.
+TRAINED = 6
+
+
+def trained_contenders(
+    p: EvoEvolve, judge: Workshop, parents: phase2.Family, evaluations: int
+) -> Iterator[tuple[str, Scores]]:
+    """The contenders that cost training or search, one after the other: CMA-ES with as many evaluations, the mean of
+    three even-mix models, the joint model and these three."""
     run = phase2.open_search(p, parents, "cmaes", evaluations)
-    found = {"CMA-ES": judge.scores(Genome.from_dict(phase2.records(run)[-1]["champion"]))}
+    yield "CMA-ES", judge.scores(Genome.from_dict(phase2.records(run)[-1]["champion"]))
     folders = {part: run.finished().path / "model" for part, run in _even_runs(p, parents).items()}
     texts, three = judge.plan.texts, tuple(str(folder) for part, folder in folders.items() if part != "joint")
     even = Workshop(Plan(three, str(parents.trunk), texts))
-    found["mean of three even-mix models"] = judge.read(even.build(linear_genome(3, parents.n_layers)), even.dials[0])
-    return found | {part: score_texts(load_for_scoring(folder), texts) for part, folder in folders.items()}
+    yield "mean of three even-mix models", judge.read(even.build(linear_genome(3, parents.n_layers)), even.dials[0])
+    for part, folder in folders.items():
+        yield part, score_texts(load_for_scoring(folder), texts)

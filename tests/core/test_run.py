@@ -114,6 +114,7 @@ def test_killed_between_publishing_and_registering_it_is_published_once(monkeypa
     def killed(*facts):
         raise KeyboardInterrupt
 
+    assert opened().finished() is None
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Registry, "add", killed)
         made(content="first")

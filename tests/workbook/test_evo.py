@@ -82,6 +82,7 @@ def test_folders_of_one_name_stay_apart():
 
 
 def refusal(monkeypatch, capsys, root: Path, out: Path, *more: str, models: tuple[str, ...] = NAMES) -> str:
+    capsys.readouterr()  # saving a model draws a bar
     assert evo(monkeypatch, root, out, *more, models=models) == 2
     said = capsys.readouterr().err
     assert said.startswith("forge: ") and "Traceback" not in said
