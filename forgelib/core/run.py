@@ -131,11 +131,28 @@ def open_run(
 
 
 def latest_artifact(name: str, tags: dict, maker: str) -> Artifact:
-    """The artifact of this name and these tags whose step was run last, its hashes verified. Raises MissingInput ending
-    with the command that makes it, `maker`."""
-    root = runs_dir()
-    found = Registry(root).find(name=name, tags=tags)
+    """The artifact of this name and these tags whose step was run last, its hashes verified.
+
+    Raises MissingInput, ending with the command that makes it, `maker`, where there is none, and where it was made from
+    other parents than their steps made last: what is joined is of one descent.
+    """
+    registry = Registry(runs_dir())
+    found = registry.find(name=name, tags=tags)
     if not found:
         asked = ", ".join(f"{tag} {value}" for tag, value in tags.items())
-        raise MissingInput(f"there is no {name} for {asked} below {root}. Make it:  {maker}")
+        raise MissingInput(f"there is no {name} for {asked} below {registry.root}. Make it:  {maker}")
+    for parent in found[0]["manifest"]["parents"]:
+        if newer := _newer(registry, parent):
+            raise MissingInput(
+                f"{name} was made from the {parent['name']} {parent['digest'][:12]}, and the one run last is "
+                f"{newer[:12]}: run what made the former once more, or make {name} anew:  {maker}"
+            )
     return load_artifact(found[0]["path"])
+
+
+def _newer(registry: Registry, parent: dict) -> str | None:
+    """The digest of the artifact of a parent's name and tags that was run last, where it is another one."""
+    alike = registry.find(name=parent["name"])
+    tags = next((row["manifest"]["tags"] for row in alike if row["digest"] == parent["digest"]), None)
+    last = next((row["digest"] for row in alike if row["manifest"]["tags"] == tags), parent["digest"])
+    return None if last == parent["digest"] else last

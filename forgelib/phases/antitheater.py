@@ -307,7 +307,7 @@ class _Judge:
         means, drawn = self._means({name: column[looked] for name, column in columns.items()}, names, strategies)
         controls = {name: float(value) for name, value in means.items() if name != headline}
         n = int(np.isin(names, strategies).sum())
-        return Measured(float(means[headline]), percentile_interval(drawn[headline]), controls, n)
+        return Measured(float(means[headline]), _interval(drawn[headline], n), controls, n)
 
     def _correlation(self, strategies: list[str]) -> tuple[Measured, Measured]:
         """Pearson's r of agreement and right or wrong about the strategies' means, over those that have the errors, and
@@ -335,8 +335,15 @@ class _Judge:
         return "too few right answers to measure" * bool(self.solved[mine].sum() < MIN_ERRORS)
 
 
+def _interval(drawn: np.ndarray, n: int) -> tuple[float, float]:
+    """Bootstrap bounds; where all n problems are alike, which no resample can tell from certainty, up to 3 / n of
+    further ones may be otherwise (the rule of three: Hanley and Lippman-Hand 1983)."""
+    low, high = percentile_interval(drawn)
+    return (low, high) if low < high else (max(-1.0, low - 3 / n), min(1.0, high + 3 / n))
+
+
 def _gain(means: dict, drawn: dict, others: list[str], n: int, note: str) -> Measured:
     """What own thoughts give above the best of the others, the best chosen anew in every resample."""
     best = np.max([drawn[name] for name in others], axis=0)
     controls = {f"over {name}": float(means["own"] - means[name]) for name in others}
-    return Measured(min(controls.values()), percentile_interval(drawn["own"] - best), controls, n, note)
+    return Measured(min(controls.values()), _interval(drawn["own"] - best, n), controls, n, note)

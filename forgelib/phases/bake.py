@@ -149,14 +149,19 @@ def look(
     """The `baking/` metrics of METHOD that are measured by letting the model think: accuracies, usage, progress."""
     found = reason(model, tokenizer, words, rows, max_new_tokens=config.max_new_tokens)
     strategies = found.by_strategy()
-    reached = [_surely(found.correct) / config.target]
-    reached += [_surely(correct) / config.strategy_target for correct in strategies.values()]
+    reached = [_reached(found.correct, config.target)]
+    reached += [_reached(correct, config.strategy_target) for correct in strategies.values()]
     return {
         "accuracy_overall": float(found.correct.mean()),
         **{f"accuracy_{name}": float(correct.mean()) for name, correct in strategies.items()},
         **{f"token_usage_{name}": share for name, share in token_usage(found, words).items()},
         "convergence_progress": max(0.0, min(1.0, *reached)),
     }
+
+
+def _reached(correct: np.ndarray, target: float) -> float:
+    """How much of a target is surely reached; all of one that is 0."""
+    return _surely(correct) / target if target > 0 else 1.0
 
 
 def _surely(correct: np.ndarray) -> float:

@@ -342,6 +342,8 @@ def _known(strategies: str) -> None:
         raise ValueError(
             f"strategies: there is no {unknown[0]!r}; join by commas, without blanks, any of {', '.join(STRATEGIES)}"
         )
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"strategies: {twice[0]!r} stands there twice, and each of its problems would count twice")
 
 
 MODELS: dict[str, type[Parameters]] = {

@@ -4,6 +4,7 @@ A notebook shows each of these steps; here is only the joining of parameters, ru
 """
 
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from forgelib.phases.bake import BakeConfig, bake
 from forgelib.workbook import phase1
 from forgelib.workbook.origin import made_by, tags
 from forgelib.workbook.params import Parameters, QuietBake
+
+#: The file of rows that a model was baked on, in its artifact.
+ROWS = "rows.jsonl"
 
 #: Whose change makes a finished run of Phase 3 stale: this module and what it imports.
 CODE = ("forgelib.workbook.phase3",)
@@ -255,10 +259,13 @@ def write_model(folder: Path, model: nn.Module, tokenizer) -> None:
     tokenizer.save_pretrained(folder / "model")
 
 
-def publish_baked(run: Run, model: nn.Module, tokenizer, verdicts: list[dict]) -> Artifact:
-    """The baked model folder as an artifact, or the same one published before."""
+def publish_baked(run: Run, model: nn.Module, tokenizer, verdicts: list[dict], rows_file: str = "") -> Artifact:
+    """The baked model folder as an artifact, with the file of rows that it was baked on, where there is one; or the
+    same artifact published before."""
 
     def write(folder: Path) -> None:
         write_model(folder, model, tokenizer)
+        if rows_file:
+            shutil.copyfile(rows_file, folder / ROWS)
 
     return run.finished() or run.publish("quietstar-baked", write, verdicts)

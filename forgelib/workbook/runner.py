@@ -53,6 +53,9 @@ def run_plan(
     folder, keys = executed_dir(asked), step_keys(plan, asked)
     keys |= {page.name: f"as of {time.time_ns()}" for page in pages}  # a page holds only now
     console.say(f"Agent Forge · {folder.name} · executed notebooks in {folder}")
+    for step in plan:  # what the chosen ones rest on, by their keys
+        if step not in chosen and _still_holds(step, keys[step.name], folder):
+            _take_up(read_record(folder, step)["artifacts"])
     try:
         for step, following in zip(chosen, (*chosen[1:], None), strict=True):
             _run_or_reuse(step, keys[step.name], asked, folder, console)

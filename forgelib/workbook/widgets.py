@@ -3,30 +3,30 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from forgelib.core.gates import Check
 from forgelib.workbook.publish import publish
-from forgelib.workbook.tables import number, table
+from forgelib.workbook.tables import OPERATORS, number, table
 
 
-def threshold_table(measured: Mapping[str, float], thresholds: Sequence[float], above: bool = True) -> str:
+def threshold_table(measured: Mapping[str, float], thresholds: Sequence[float], op: str = ">") -> str:
     """The slider's static twin: one row a threshold, one verdict a measurement, as HTML."""
     rows = [
-        {"threshold": number(limit), **{name: verdict(value, limit, above) for name, value in measured.items()}}
+        {"threshold": number(limit), **{name: verdict(value, limit, op) for name, value in measured.items()}}
         for limit in thresholds
     ]
     return table(rows)
 
 
-def verdict(value: float | None, threshold: float, above: bool = True) -> str:
-    """passed, failed, or not run where nothing was measured."""
-    if value is None:
-        return "not run"
-    return "passed" if (value > threshold if above else value < threshold) else "failed"
+def verdict(value: float | None, threshold: float, op: str = ">") -> str:
+    """passed, failed, or not run where nothing was measured: what a gate's check would say."""
+    return Check("", value, threshold, op).verdict
 
 
 def threshold_slider(
-    measured: Mapping[str, float], threshold: float, low: float, high: float, steps: int = 4, above: bool = True
+    measured: Mapping[str, float], threshold: float, low: float, high: float, steps: int = 4, op: str = ">"
 ) -> None:
     """Show a slider from `low` to `high` over the measurements, then the static twin over `steps` + 1 even thresholds.
+    `op` is the gate's: >, >=, < or <=.
 
     The gate itself keeps the threshold it was given; this only shows how far the verdict is from turning.
     """
@@ -34,21 +34,20 @@ def threshold_slider(
     from IPython.display import display
 
     slider = ipywidgets.FloatSlider(threshold, min=low, max=high, step=(high - low) / 100, description="threshold")
-    live = ipywidgets.HTML(_live(measured, threshold, above))
-    slider.observe(lambda change: setattr(live, "value", _live(measured, change["new"], above)), names="value")
+    live = ipywidgets.HTML(_live(measured, threshold, op))
+    slider.observe(lambda change: setattr(live, "value", _live(measured, change["new"], op)), names="value")
     display(ipywidgets.VBox([slider, live]))
     limits = sorted({round(low + (high - low) * n / steps, 10) for n in range(steps + 1)} | {threshold})
-    publish("twin", {"of": "threshold_slider"}, threshold_table(measured, limits, above))
+    publish("twin", {"of": "threshold_slider"}, threshold_table(measured, limits, op))
 
 
-def _live(measured: Mapping[str, float], threshold: float, above: bool) -> str:
-    sign = "above" if above else "below"
+def _live(measured: Mapping[str, float], threshold: float, op: str) -> str:
     rows: list[dict[str, Any]] = [
         {
             "measurement": name,
             "measured": number(value),
-            "needed": f"{sign} {number(threshold)}",
-            "verdict": verdict(value, threshold, above),
+            "needed": f"{OPERATORS.get(op, op)} {number(threshold)}",
+            "verdict": verdict(value, threshold, op),
         }
         for name, value in measured.items()
     ]

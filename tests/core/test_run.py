@@ -137,6 +137,20 @@ def test_the_newest_of_several_counts():
     assert latest_artifact("trunk", {"profile": "smoke"}, "") == newer != older
 
 
+def test_what_was_made_from_another_parent_than_the_one_run_last_is_not_taken():
+    tags = {"profile": "smoke"}
+    first = made(seed=1, tags=tags)
+    child = made("merged", step="12", parents=[first], tags=tags)
+    made(seed=1, tags={"profile": "laptop"})
+    assert latest_artifact("merged", tags, "") == child, "a parent of another profile is none of its own"
+    variant = made(seed=2, tags=tags)
+    told = f"made from the trunk {first.digest[:12]}, and the one run last is {variant.digest[:12]}.* papermill 12"
+    with pytest.raises(MissingInput, match=told):
+        latest_artifact("merged", tags, "papermill 12")
+    assert opened(seed=1, tags=tags).finished() == first
+    assert latest_artifact("merged", tags, "") == child, "the former once more"
+
+
 def test_a_step_that_is_run_again_counts_before_a_newer_variant():
     """Defaults, a variant, the defaults again: the next step goes on with the defaults."""
     tags = {"profile": "smoke"}

@@ -19,7 +19,7 @@ from planted import (
 from forgelib.core.gates import GateFailed
 from forgelib.data import vocabulary
 from forgelib.evaluate.verdict import TOO_FEW, Thresholds
-from forgelib.phases.antitheater import MIN_ERRORS, SPOILT, TheaterConfig, validate
+from forgelib.phases.antitheater import MIN_ERRORS, SPOILT, TheaterConfig, _interval, validate
 
 WORDS = vocabulary("forge-12")
 SEEDS = range(20)
@@ -152,6 +152,12 @@ def test_a_gain_counts_by_its_lower_bound():
     gain = verdict.overall.ablation
     assert gain.value > 0.02 > gain.interval[0]
     assert failed(verdict) == {"ablation, lower bound"}
+
+
+def test_where_all_problems_are_alike_the_interval_is_no_point():
+    assert _interval(np.zeros(1000), 10) == (-0.3, 0.3) and _interval(np.ones(1000), 10) == (0.7, 1.0)
+    low, high = _interval(np.linspace(0, 1, 1001), 10)
+    assert (low, high) == pytest.approx((0.025, 0.975))
 
 
 def test_thresholds_move_and_the_measurements_stay():

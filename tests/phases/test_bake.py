@@ -167,6 +167,8 @@ def test_the_average_is_looked_at_and_kept(tmp_path, monkeypatch):
 
 def test_progress_is_the_farthest_target(tmp_path):
     model, tokenizer = small()
+    nothing_asked = replace(CONFIG, target=0.0, strategy_target=0.0)
+    assert bake_module.look(model, tokenizer, WORDS, ROWS[:10], nothing_asked)["convergence_progress"] == 1.0
     measured = bake_module.look(model, tokenizer, WORDS, ROWS[:10], replace(CONFIG, target=1e-9))
     assert measured["accuracy_overall"] == 0.0 == measured["convergence_progress"]
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from forgelib.core.artifacts import Artifact
-from forgelib.data import vocabulary
+from forgelib.data import vocabulary, write_rows
 from forgelib.data.tokenizer import train_bpe
 from forgelib.data.traces import procedural_rows
 from forgelib.models import CognateConfig, CognateForCausalLM
@@ -62,6 +62,15 @@ def test_what_it_tunes_on_and_what_it_is_measured_on_have_no_prompt_in_common(ma
     reinforced = {row.prompt for row in phase4.reinforcement.problems(phase4.asked_of(made.trained), WORDS).train}
     assert reinforced & tune and tune - reinforced, "what was baked and what was reinforced"
     assert [row.prompt for row in found.tune] == [row.prompt for row in rows_of(made).tune], "one order for one seed"
+
+
+def test_a_model_baked_on_a_file_is_tuned_on_the_rows_of_that_file(made):
+    rows = procedural_rows(300, WORDS, seed=9)
+    write_rows(made.baked.path / "rows.jsonl", rows)
+    own = {row.prompt for row in rows}
+    found, problems = rows_of(made), phase4.reinforcement.problems(phase4.asked_of(made.trained), WORDS)
+    assert {row.prompt for row in found.tune} - {row.prompt for row in problems.train} <= own
+    assert found.gate and {row.prompt for row in found.gate} <= own
 
 
 def replace_p(p, **changed):

@@ -77,11 +77,11 @@ def test_drawing_changes_no_global_style():
 
 
 @pytest.mark.parametrize(
-    "value, threshold, above, word",
-    [(0.4, 0.3, True, "passed"), (0.3, 0.3, True, "failed"), (0.2, 0.3, False, "passed"), (None, 0.3, True, "not run")],
+    "value, op, word",
+    [(0.4, ">", "passed"), (0.3, ">", "failed"), (0.3, ">=", "passed"), (0.2, "<", "passed"), (None, ">", "not run")],
 )
-def test_verdicts(value, threshold, above, word):
-    assert verdict(value, threshold, above) == word
+def test_verdicts_are_those_of_a_gate(value, op, word):
+    assert verdict(value, 0.3, op) == word
 
 
 def test_the_static_twin_has_a_row_for_each_threshold():

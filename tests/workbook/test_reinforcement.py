@@ -81,6 +81,7 @@ def test_a_missing_model_names_the_notebook_that_makes_it(made, tmp_path, monkey
     ("model", "given", "told"),
     [
         (QuietRL, {"strategies": "chain_of_thought,guessing"}, "'guessing'.*chain_of_thought"),
+        (QuietRL, {"strategies": "mece,mece"}, "'mece' stands there twice"),
         (QuietRL, {"episodes": -5}, "episodes = -5: must be a whole number, at least 1"),
         (QuietRL, {"reward": "applause"}, "likelihood, binary"),
         (QuietTheater, {"problems": 50, "thought_problems": 60}, "samples <= thought_problems <= problems"),
