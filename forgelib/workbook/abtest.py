@@ -303,15 +303,7 @@ def example_rows(played: Remembering, rows: ABRows, n: int) -> list[dict]:
 
 def source_rows(rows: ABRows) -> list[dict]:
     """One row a maker: its problems to measure on and to collect on."""
-    return [
-        {
-            "dataset": "problems",
-            "source": maker,
-            "measured": sum(row.source == maker for row in rows.measured),
-            "to collect on": sum(row.source == maker for row in rows.collect),
-        }
-        for maker in dict.fromkeys(row.source for row in (*rows.measured, *rows.collect))
-    ]
+    return phase3.rows_by_maker(measured=rows.measured, to_collect_on=rows.collect)
 
 
 def publish_baked(

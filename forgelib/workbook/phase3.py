@@ -5,7 +5,7 @@ A notebook shows each of these steps; here is only the joining of parameters, ru
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +127,19 @@ def source_rows(rows: Splits) -> list[dict]:
             "source": maker,
             **{name: sum(row.source == maker for row in part) for name, part in parts.items()},
             "checked": sum(row.verified and row.source == maker for part in parts.values() for row in part),
+        }
+        for maker in makers
+    ]
+
+
+def rows_by_maker(**parts: Sequence[ReasoningRow]) -> list[dict]:
+    """One row a maker: how many rows of it each part holds."""
+    makers = dict.fromkeys(row.source for part in parts.values() for row in part)
+    return [
+        {
+            "dataset": "problems",
+            "source": maker,
+            **{name.replace("_", " "): sum(row.source == maker for row in part) for name, part in parts.items()},
         }
         for maker in makers
     ]

@@ -76,6 +76,15 @@ def problems(p: QuietRL, words: Vocabulary) -> Problems:
     return Problems(train, held[: p.check_rows], held[p.check_rows :])
 
 
+def source_rows(found: Problems, p: QuietRL) -> list[dict]:
+    """Where the problems come from, and the questions of datasets that are asked on the way."""
+    rows = phase3.rows_by_maker(train=found.train, check=found.check, gate=found.gate)
+    for name in DATASETS if p.dataset_samples else ():
+        asked = load_rows(name, "test", source=p.data, limit=p.dataset_samples, seed=p.seed)
+        rows.append({"dataset": name, "source": asked.source, "train": 0, "check": len(asked.examples), "gate": 0})
+    return rows
+
+
 def rl_config(p: QuietRL, **changed: int) -> ReinforceConfig:
     """The notebook's parameters as the reinforcement's configuration."""
     names = set(ReinforceConfig.__dataclass_fields__) & set(QuietRL.model_fields)

@@ -35,6 +35,16 @@ def test_too_few_problems_are_named():
         reinforcement.problems(P.model_copy(update={"strategies": "mece", "difficulty": 1, "train_rows": 5000}), WORDS)
 
 
+def test_where_its_rows_come_from_is_listed(monkeypatch):
+    monkeypatch.delenv("FORGE_DATASETS", raising=False)
+    asked = P.model_copy(update={"dataset_samples": 5, "data": "procedural"})
+    found = reinforcement.problems(asked, WORDS)
+    own, gsm8k, arc = reinforcement.source_rows(found, asked)
+    assert (own["source"], own["train"], own["gate"]) == ("procedural", len(found.train), len(found.gate))
+    assert (gsm8k["dataset"], gsm8k["source"], gsm8k["check"], arc["check"]) == ("gsm8k", "procedural", 5, 5)
+    assert set(own) == set(gsm8k)
+
+
 def test_a_check_fails_only_where_a_whole_interval_does():
     assert not reinforcement.surely_failed(verdict())
     weak, lost = Measured(0.4, (0.2, 0.6), {}, 100), Measured(0.1, (0.0, 0.2), {}, 100)
