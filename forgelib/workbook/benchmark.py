@@ -243,7 +243,7 @@ def gate_checks(
 ) -> list[Check]:
     """The last gate. layers: `phase4.ternary_bytes`; found: "before", "packed" and what notebook 41 measured."""
     fast = times_as_fast(taken, FAST)
-    bounds = bootstrap_interval(np.median, fast, seed=stream(p.seed, "speed"))
+    bounds = bootstrap_interval(np.median, fast, seed=stream(p.seed, "speed")) if len(fast) > 1 else None
     beside = {CONTROL: statistics.median(times_as_fast(taken, CONTROL))}
     before, after = found["before"], found["packed"]
     names = {"ternary": "not packed", "control": "full precision, as long"}
