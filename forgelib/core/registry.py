@@ -94,14 +94,20 @@ class Registry:
             return database.execute("SELECT COUNT(*) FROM artifacts").fetchone()[0]
 
     def find(
-        self, *, name: str | None = None, step: str | None = None, key: str | None = None, tags: dict | None = None
+        self,
+        *,
+        name: str | None = None,
+        step: str | None = None,
+        key: str | None = None,
+        digest: str | None = None,
+        tags: dict | None = None,
     ) -> list[dict]:
         """What matches everything asked for and still lies there: path, digest, manifest of each. First comes what was
         made, or taken up again, last.
 
         Nothing is verified here; `load_artifact(path)` does that.
         """
-        asked = {"name": name, "step": step, "key": key}
+        asked = {"name": name, "step": step, "key": key, "digest": digest}
         wanted = [(column, value) for column, value in asked.items() if value is not None]
         query = "SELECT path, digest, manifest FROM artifacts LEFT JOIN taken_up USING (digest) WHERE 1"
         query += "".join(f" AND {column} = ?" for column, _ in wanted)

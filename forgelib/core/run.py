@@ -152,7 +152,7 @@ def latest_artifact(name: str, tags: dict, maker: str) -> Artifact:
 
 def _newer(registry: Registry, parent: dict) -> str | None:
     """The digest of the artifact of a parent's name and tags that was run last, where it is another one."""
-    alike = registry.find(name=parent["name"])
-    tags = next((row["manifest"]["tags"] for row in alike if row["digest"] == parent["digest"]), None)
-    last = next((row["digest"] for row in alike if row["manifest"]["tags"] == tags), parent["digest"])
-    return None if last == parent["digest"] else last
+    for own in registry.find(digest=parent["digest"]):
+        alike = registry.find(name=parent["name"], tags=own["manifest"]["tags"])
+        return None if alike[0]["digest"] == parent["digest"] else alike[0]["digest"]
+    return None

@@ -337,9 +337,12 @@ class _Judge:
 
 def _interval(drawn: np.ndarray, n: int) -> tuple[float, float]:
     """Bootstrap bounds; where all n problems are alike, which no resample can tell from certainty, up to 3 / n of
-    further ones may be otherwise (the rule of three: Hanley and Lippman-Hand 1983)."""
+    further ones may be otherwise (the rule of three: Hanley and Lippman-Hand 1983), as far off as -1 and 1."""
     low, high = percentile_interval(drawn)
-    return (low, high) if low < high else (max(-1.0, low - 3 / n), min(1.0, high + 3 / n))
+    if low < high:
+        return low, high
+    others = min(1.0, 3 / n)
+    return low - others * (low + 1), high + others * (1 - high)
 
 
 def _gain(means: dict, drawn: dict, others: list[str], n: int, note: str) -> Measured:

@@ -42,7 +42,7 @@ def load_any(path: Path, device: str) -> tuple[nn.Module, object]:
     model, told = _read(path, "the model", lambda: load(folder, dtype=torch.float32, **how))
     if wrong := _lacking(told) or _read(path, "a pass through it", lambda: _flaw(model.eval(), tokenizer)):
         added = ", or transformers added a token to it: give the folder that the file was made from"
-        raise ParameterError(f"--model {path}: {wrong}{added * ('gguf_file' in how and 'tokenizer' in wrong)}")
+        raise ParameterError(f"--model {path}: {wrong}{added * ('gguf_file' in how and 'different models' in wrong)}")
     if "gguf_file" in how:  # its weights are plain float32 now; marked as quantized, they could never be saved
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config

@@ -1,7 +1,6 @@
 """What commands share that work in a folder of their own: a flat file of settings, and a folder that is gone on in."""
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from forgelib.workbook.params import ParameterError
 
 #: What a command was asked when it began its folder.
 QUESTION = "asked.json"
-#: Held by the process that works in a folder.
+#: What Checkpointer.claim holds in the folder that a process works in.
 LOCK = ".lock"
 
 
@@ -84,17 +83,17 @@ def files_of(model: Path) -> list[list]:
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """No other process works in the folder meanwhile. Raises ParameterError where one does."""
-    lock = (folder / LOCK).open("a")
+    from forgelib.core.loop import Checkpointer, CheckpointError  # here: it loads torch
+
+    place = Checkpointer(folder)
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        lock.close()
+        place.claim()
+    except CheckpointError:
         raise ParameterError(f"{folder}: another process is at work there: wait for it, or end it") from None
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)
-        lock.close()
+        place.release()
 
 
 def _begun(folder: Path) -> bool:

@@ -19,7 +19,7 @@ def earlier_verdicts(trained: Artifact) -> list[dict]:
     found = []
     for parent in trained.manifest["parents"]:
         if parent["name"] == "quietstar-baked":
-            rows = [row for row in registry.find(name=parent["name"]) if row["digest"] == parent["digest"]]
+            rows = registry.find(digest=parent["digest"])
             found += (
                 load_artifact(rows[0]["path"]).manifest["verdicts"] or []
                 if rows

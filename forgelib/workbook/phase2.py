@@ -75,7 +75,7 @@ def family(p: Parameters) -> Family:
 
 def _published(fact: dict, maker: str) -> Artifact:
     """The artifact of this name and digest. Raises MissingInput where it is gone."""
-    found = [row for row in Registry(runs_dir()).find(name=fact["name"]) if row["digest"] == fact["digest"]]
+    found = Registry(runs_dir()).find(digest=fact["digest"])
     if not found:
         raise MissingInput(f"{fact['name']} {fact['digest'][:12]} is no longer below {runs_dir()}. Make it:  {maker}")
     return load_artifact(found[0]["path"])

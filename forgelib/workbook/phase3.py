@@ -5,6 +5,7 @@ A notebook shows each of these steps; here is only the joining of parameters, ru
 
 import random
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,17 +120,9 @@ def _by_strategy(rows: list[ReasoningRow]) -> dict[str, list[ReasoningRow]]:
 
 def source_rows(rows: Splits) -> list[dict]:
     """One row a maker: how many different rows of it each part holds, and how many of them a machine has checked."""
-    makers = dict.fromkeys(row.source for row in (*rows.train, *rows.watch, *rows.gate))
-    parts = {"train": set(rows.train), "watch": set(rows.watch), "gate": set(rows.gate)}
-    return [
-        {
-            "dataset": "reasoning rows",
-            "source": maker,
-            **{name: sum(row.source == maker for row in part) for name, part in parts.items()},
-            "checked": sum(row.verified and row.source == maker for part in parts.values() for row in part),
-        }
-        for maker in makers
-    ]
+    parts = {name: list(dict.fromkeys(getattr(rows, name))) for name in ("train", "watch", "gate")}
+    checked = Counter(row.source for part in parts.values() for row in part if row.verified)
+    return [row | {"dataset": "reasoning rows", "checked": checked[row["source"]]} for row in rows_by_maker(**parts)]
 
 
 def rows_by_maker(**parts: Sequence[ReasoningRow]) -> list[dict]:

@@ -53,8 +53,11 @@ def run_plan(
     folder, keys = executed_dir(asked), step_keys(plan, asked)
     keys |= {page.name: f"as of {time.time_ns()}" for page in pages}  # a page holds only now
     console.say(f"Agent Forge · {folder.name} · executed notebooks in {folder}")
-    for step in plan:  # what the chosen ones rest on, by their keys
-        if step not in chosen and _still_holds(step, keys[step.name], folder):
+    needed = {name for step in chosen for name in step.needs}
+    for step in reversed(plan):  # what the chosen ones rest on
+        needed |= set(step.needs) if step.name in needed else set()
+    for step in plan:
+        if step.name in needed and step not in chosen and _still_holds(step, keys[step.name], folder):
             _take_up(read_record(folder, step)["artifacts"])
     try:
         for step, following in zip(chosen, (*chosen[1:], None), strict=True):

@@ -246,6 +246,26 @@ def test_what_a_reused_step_made_counts_before_a_variant_made_by_hand_since(hous
 
 
 @pytest.mark.slow
+def test_only_a_later_step_takes_up_what_it_needs_and_nothing_that_comes_after_it(house, write_chapter, lines):
+    make = 'from forgelib.core.run import open_run\nrun = open_run("s", {"n": N}, seed=0, tags={"part": "P"})'
+    make += '\nmade = run.publish("P", lambda folder: (folder / "n.json").write_text("N"))'
+    chapters = (("10_cognate_data", "CognateData", "data"), ("11_cognate_train", "CognateTrain", "trained"))
+    for name, model, part in chapters:
+        code = make.replace("P", part).replace("N", "1")
+        write_chapter(
+            name, code if part == "data" else "made = 1", "publish.artifact(made)" * (part == "data"), model=model
+        )
+    run_plan(SMOKE, only="10")
+    exec(make.replace("P", "data").replace("N", "2"))
+    run_plan(SMOKE, only="11_cognate_train-memory")
+    assert (latest_artifact("data", {"part": "data"}, "").path / "n.json").read_text() == "1"
+    exec(make.replace("P", "data").replace("N", "3"))
+    write_chapter("00_environment")
+    run_plan(SMOKE, only="00")
+    assert (latest_artifact("data", {"part": "data"}, "").path / "n.json").read_text() == "3", "00 needs nothing"
+
+
+@pytest.mark.slow
 def test_a_failure_names_notebook_cell_and_error_and_keeps_the_notebook(house, write_chapter, lines):
     path = write_chapter("00_environment", "# about to fail\nboom = 1 / 0", "never = True")
     with pytest.raises(RunFailed) as caught:
