@@ -288,7 +288,7 @@ class _Judge:
         paths = ["without", *["champion"] * self.has_champion]
         note = "" if self.has_champion else "no frozen champion was given"
         if n < 1000 and len(strategies) == len(set(self.names)):
-            note += f"{'; ' * bool(note)}METHOD asks for at least 1,000 problems"
+            note += f"{'; ' * bool(note)}the source documents ask for at least 1,000 problems"
         return Findings(
             self._mean_of(self.distance, "own", strategies, skip_nan=True),
             _gain(means, drawn, paths, n, note),

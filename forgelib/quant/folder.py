@@ -1,7 +1,8 @@
 """A packed model as a folder: small, checked in every part before anything of it is used.
 
     config.json               the architecture, as transformers writes it
-    ternary.safetensors       <layer>.codes in base 3 (5 weights a byte), <layer>.scales and <layer>.bias in float32
+    ternary.safetensors       <layer>.codes in base 3 (5 weights a byte), <layer>.scales and <layer>.bias in float32,
+                              a scale an output, or one where all are equal
     rest.safetensors          embeddings, head, norms in float16 where that holds them exactly, tied ones once
     packed.json               names and shapes of the layers, types in memory, ties, config.json's hash; written last
 
@@ -105,7 +106,8 @@ def save_packed(model: nn.Module, folder: Path | str) -> Path:
 
 def _stored_parts(layer: PackedTernaryLinear) -> dict[str, Tensor]:
     check_packed(layer.codes, layer.scales, layer.bias, layer.out_features, layer.in_features)
-    parts = {"codes": to_base3(unpack(layer.codes, layer.out_features, layer.in_features)), "scales": layer.scales}
+    scales = layer.scales[:1].clone() if bool((layer.scales == layer.scales[0]).all()) else layer.scales
+    parts = {"codes": to_base3(unpack(layer.codes, layer.out_features, layer.in_features)), "scales": scales}
     return parts if layer.bias is None else {**parts, "bias": layer.bias}
 
 
@@ -216,6 +218,8 @@ def _read_layers(file: Path, index: Index) -> dict[str, PackedTernaryLinear]:
         try:
             packed_shape(stored.outputs, stored.inputs)
             codes = pack(from_base3(tensors[f"{name}.codes"], stored.outputs, stored.inputs))
+            if scales.shape == (1,):
+                scales = scales.repeat(stored.outputs)
             layers[name] = PackedTernaryLinear(codes, scales, bias, stored.outputs, stored.inputs)
         except ValueError as error:
             raise PackedFolderError(f"{file}: {name}: {error}") from None

@@ -50,7 +50,10 @@ def free_folder(out: Path, resume: bool) -> None:
 
 
 def same_question(folder: Path, facts: dict) -> None:
-    """Note in the folder what is asked. Raises ParameterError where it was begun with something else."""
+    """Note in the folder what is asked. Raises ParameterError where it was begun with something else.
+
+    Where several processes may come to one folder, `alone_in` asks it of the one that works there.
+    """
     file = folder / QUESTION
     if _begun(folder) and file.is_file() and (known := _asked_before(file)) != facts:
         changed = [name for name in facts if known.get(name) != facts[name]]
@@ -81,8 +84,11 @@ def files_of(model: Path) -> list[list]:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """No other process works in the folder meanwhile. Raises ParameterError where one does."""
+def alone_in(folder: Path, facts: dict) -> Iterator[None]:
+    """No other process works in the folder meanwhile, and what is asked there is this.
+
+    Raises ParameterError where one does, and where it was begun with another question; neither changes anything there.
+    """
     from forgelib.core.loop import Checkpointer, CheckpointError  # here: it loads torch
 
     place = Checkpointer(folder)
@@ -90,7 +96,10 @@ def alone_in(folder: Path) -> Iterator[None]:
         place.claim()
     except CheckpointError:
         raise ParameterError(f"{folder}: another process is at work there: wait for it, or end it") from None
+    except OSError as error:
+        raise ParameterError(f"--out {folder}: cannot be written ({error.strerror})") from None
     try:
+        same_question(folder, facts)
         yield
     finally:
         place.release()

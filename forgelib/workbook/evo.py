@@ -22,7 +22,7 @@ from forgelib.merge import MergeRefused, check_parents, linear
 from forgelib.phases.evomerge import EvolutionConfig
 from forgelib.phases.ledger import Ledger
 from forgelib.phases.workshop import Plan, Workshop, load_config
-from forgelib.workbook.command_folder import alone_in, check_place, files_of, same_question
+from forgelib.workbook.command_folder import alone_in, check_place, files_of
 from forgelib.workbook.console import watched
 from forgelib.workbook.contest import Standing, contenders, n_contenders, save_champion, standing
 from forgelib.workbook.phase2 import LEDGER, STRATEGIES, Family, choose, population, texts_of, unseen_rows
@@ -59,8 +59,7 @@ def run_evo(asked: Asked, say: Callable[[str], object]) -> Path:
     dials = getattr(config_of[0], "dials", ()) if config_of else ()
     weights = check_parents(list(asked.models), asked.trunk, may_differ=dials)
     tokenizer = _tokenizer(asked.models[0])
-    _same_question(asked)
-    with alone_in(asked.out):
+    with alone_in(asked.out, _question(asked)):
         trunk = asked.trunk or _mean_as_trunk(asked, weights, say)
         parents = Family(_named(asked.models), trunk, [])
         seen, chosen_by, unseen = _splits(asked, tokenizer, say)
@@ -159,10 +158,9 @@ def _mean_as_trunk(asked: Asked, weights: list, say: Callable[[str], object]) ->
     return folder
 
 
-def _same_question(asked: Asked) -> None:
-    """Refuse a folder that holds another search: its ledger answers another question."""
+def _question(asked: Asked) -> dict[str, object]:
+    """What a search answers: a folder that holds another one is refused."""
     facts = {
         name: str(value) for name, value in vars(asked).items() if name not in ("out", "workers", "ray", "generations")
     }
-    facts["files of the models"] = [files_of(model) for model in asked.models]
-    same_question(asked.out, facts)
+    return facts | {"files of the models": [files_of(model) for model in asked.models]}

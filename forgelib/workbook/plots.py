@@ -62,7 +62,7 @@ def curves(
     """One line a series from journal records: {"trunk": records, ...}, value `y` over `x`.
 
     `smooth` is the window of a running median in records; the raw points stay visible behind it. Records without `y`
-    are left out.
+    are left out; a series of one point is a dot, and a figure without any says that nothing was measured.
     """
     figure, axes = _blank(title, x, f"{y} ({unit})" if unit else y)
     for i, (colour, (name, records)) in enumerate(zip(_cycle(), series.items(), strict=False)):
@@ -71,7 +71,11 @@ def curves(
         if smooth > 1 and len(ys) > smooth:
             axes.plot(xs, ys, color=colour, alpha=0.22, linewidth=0.9)
             ys = _running_median(ys, smooth)
-        axes.plot(xs, ys, color=colour, label=name, linestyle="--" if i >= len(COLOURS) else "-")
+        dot = "o" if len(ys) == 1 else None
+        axes.plot(xs, ys, color=colour, label=name, linestyle="--" if i >= len(COLOURS) else "-", marker=dot)
+    if not any(len(line.get_xdata()) for line in axes.lines):
+        axes.text(0.5, 0.5, "nothing was measured", transform=axes.transAxes, ha="center", color=SOFT)
+        axes.set(xticks=[], yticks=[])
     if log:
         axes.set_yscale("log")
     _threshold(axes, threshold)

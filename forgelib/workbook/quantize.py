@@ -37,7 +37,7 @@ from forgelib.quant import (
     save_packed,
 )
 from forgelib.workbook.any_model import load_any
-from forgelib.workbook.command_folder import alone_in, files_of, free_folder, same_question
+from forgelib.workbook.command_folder import alone_in, files_of, free_folder
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.quantize_asked import Asked, Settings, check_exports, refuse, refuse_length, settings
@@ -56,16 +56,14 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
     if asked.resume and (asked.out / REPORT).is_file():
         missing = tuple(name for name in asked.exports if not is_there(asked.out, name))
         if not missing or is_there(asked.out, "packed"):
-            _same_question(asked, p)
-            return _export_more(asked, missing, say)
+            return _export_more(asked, missing, p, say)
     model, tokenizer = load_any(asked.model, "cpu")
     parent = copy.deepcopy(model).eval().requires_grad_(False)
     config = QuantizeConfig(Rounding(p.per_row, p.threshold), put_back=p.put_back)
     refuse_length(asked, model, tokenizer, p)
     layers = refuse(asked, model, config)
     rows = _material(tokenizer, asked, p)
-    _same_question(asked, p)
-    with alone_in(asked.out):
+    with alone_in(asked.out, _question(asked, p)):
         (asked.out / REPORT).unlink(missing_ok=True)
         say(f"{rows.source}; {kernel_in_use()}")
         say_plan(layers, parent, say)
@@ -87,17 +85,17 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
         return asked.out
 
 
-def _export_more(asked: Asked, missing: tuple[str, ...], say: Callable[[str], object]) -> Path:
+def _export_more(asked: Asked, missing: tuple[str, ...], p: Settings, say: Callable[[str], object]) -> Path:
     """What is asked for beyond what a finished folder holds, from its packed model."""
-    if not missing:
-        say(f"{asked.out} is finished already")
-        return asked.out
-    try:
-        model = load_packed(asked.out / EXPORTS["packed"])
-        check_exports(model, missing)
-    except (PackedFolderError, ExportRefused) as error:
-        raise ParameterError(f"--export {','.join(missing)}: {error}") from None
-    with alone_in(asked.out):
+    with alone_in(asked.out, _question(asked, p)):
+        if not missing:
+            say(f"{asked.out} is finished already")
+            return asked.out
+        try:
+            model = load_packed(asked.out / EXPORTS["packed"])
+            check_exports(model, missing)
+        except (PackedFolderError, ExportRefused) as error:
+            raise ParameterError(f"--export {','.join(missing)}: {error}") from None
         tokenizer = AutoTokenizer.from_pretrained(asked.out / EXPORTS["packed"], local_files_only=True)
         add_to_report(asked.out, _export(model, tokenizer, replace(asked, exports=missing)), say)
     return asked.out
@@ -210,13 +208,12 @@ def _export(model: nn.Module, tokenizer, asked: Asked) -> list[str]:
     return notes
 
 
-def _same_question(asked: Asked, p: Settings) -> None:
-    """What began in a folder is what goes on there."""
+def _question(asked: Asked, p: Settings) -> dict[str, object]:
+    """What began in a folder and what alone goes on there."""
     facts = {
         "model": str(asked.model.resolve()),
         "files of the model": files_of(asked.model),
         "dataset": asked.dataset,
         "samples": asked.samples,
     }
-    facts |= {"steps": asked.steps} | p.model_dump()
-    same_question(asked.out, facts)
+    return facts | {"steps": asked.steps} | p.model_dump()

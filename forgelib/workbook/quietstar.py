@@ -31,7 +31,7 @@ from forgelib.phases.bake import bake
 from forgelib.thoughts import add_vocabulary
 from forgelib.workbook import abtest, phase3
 from forgelib.workbook.any_model import context, load_any, place
-from forgelib.workbook.command_folder import alone_in, files_of, flat_settings, free_folder, same_question
+from forgelib.workbook.command_folder import alone_in, files_of, flat_settings, free_folder
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import ParameterError, QuietBake, resolve
 from forgelib.workbook.remembering import Remembering
@@ -88,10 +88,8 @@ def bake_quietstar(asked: Asked, say: Callable[[str], object]) -> Path:
     elif asked.ab_samples == 0 or AB_TEST in json.loads((asked.out / REPORT).read_text()):
         say(f"{asked.out / 'model'} is finished")
         return asked.out / "model"
-    else:
-        _same_question(asked, p)
     if asked.ab_samples:
-        with alone_in(asked.out):
+        with alone_in(asked.out, _question(asked, p)):
             _ab_test(asked, p, words, say)
     return asked.out / "model"
 
@@ -101,8 +99,7 @@ def _bake(asked: Asked, p: QuietBake, words: Vocabulary, say: Callable[[str], ob
     rows, asked_of = phase3.splits(p, words), _questions(asked, p.seed)
     model, tokenizer = load_any(asked.model, asked.device)
     added = add_vocabulary(model, tokenizer, words, seed=p.seed)
-    _same_question(asked, p)
-    with alone_in(asked.out):
+    with alone_in(asked.out, _question(asked, p)):
         say(f"{len(added.new)} thinking tokens added; {len(rows.train)} rows to bake, {len(rows.skipped)} skipped")
         for line in rows.skipped[:10]:
             say(f"  {line}")
@@ -235,8 +232,8 @@ def _questions(asked: Asked, seed: int) -> list[Example]:
     return abtest.unseen_examples(asked.dataset, asked.samples, seed) if asked.dataset else []
 
 
-def _same_question(asked: Asked, p: QuietBake) -> None:
-    """What began in a folder is what goes on there."""
+def _question(asked: Asked, p: QuietBake) -> dict[str, object]:
+    """What began in a folder and what alone goes on there."""
     facts = {
         "model": str(asked.model.resolve()),
         "files of the model": files_of(asked.model),
@@ -244,8 +241,7 @@ def _same_question(asked: Asked, p: QuietBake) -> None:
         "samples": asked.samples,
     } | p.model_dump()
     facts |= {name: getattr(asked, name) for name in ("ab_samples", "ab_rounds", "ab_thoughts", "ab_improvement")}
-    facts |= {"rows_sha256": phase3.rows_digest(p)}
-    same_question(asked.out, facts)
+    return facts | {"rows_sha256": phase3.rows_digest(p)}
 
 
 def _measured(

@@ -202,7 +202,7 @@ def test_the_evidence_is_what_the_numbers_were_made_from():
 def test_a_champion_that_was_not_given_is_named():
     assert "no frozen champion was given" in judged(Needs(0), 0).gate().text()
     assert "champion was given" not in judged(Needs(0), 0, reference=Ignores(0)).gate().text()
-    assert "METHOD asks for at least 1,000 problems" in judged(Needs(0), 0).gate().text()
+    assert "the source documents ask for at least 1,000 problems" in judged(Needs(0), 0).gate().text()
 
 
 def test_the_same_seed_gives_the_same_verdict():

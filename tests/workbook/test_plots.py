@@ -32,6 +32,13 @@ def test_curves_leave_out_what_was_not_measured():
     assert list(line.get_xdata()) == list(range(5, 40))
 
 
+def test_a_figure_without_a_point_says_so_and_one_point_is_seen():
+    (empty,) = plots.curves({}, "loss").axes
+    assert [text.get_text() for text in empty.texts] == ["nothing was measured"] and not len(empty.get_yticks())
+    (axes,) = plots.curves({"short": RECORDS[:1], "not begun": []}, "loss").axes
+    assert not axes.texts and axes.lines[0].get_marker() == "o"
+
+
 def test_a_journal_may_hold_non_finite_text():
     (line,) = plots.curves({"only": [*RECORDS, {"step": 40, "loss": "nan"}]}, "loss").axes[0].lines
     assert len(line.get_xdata()) == 40

@@ -192,16 +192,18 @@ def test_what_ends_early_says_how_to_go_on(ended, code, words, monkeypatch):
 
 
 def test_two_processes_do_not_work_in_one_folder(given):
+    """Nor does the refused one leave its own question there, which the work of the other would not answer."""
     asked, told = given(hidden=64, steps=0), []
 
     def try_another(line):
         if not told:
             command = [sys.executable, "-c", "from forgelib.cli import main; main()", "quantize", "--resume"]
             command += ["--model", str(asked.model), "--out", str(asked.out), "--config", str(asked.config)]
-            told.append(subprocess.run([*command, "--steps", "0"], capture_output=True, text=True))
+            told.append(subprocess.run([*command, "--steps", "7"], capture_output=True, text=True))
 
     run_quantize(asked, try_another)
     assert told[0].returncode == 2 and "another process is at work there" in told[0].stderr
+    assert json.loads((asked.out / "asked.json").read_text())["steps"] == 0
     assert (asked.out / "packed").is_dir()
 
 
