@@ -169,7 +169,9 @@ def quantize(
     out: Annotated[Path, typer.Option(help="folder of the exports, the journal and the report")],
     eval_dataset: Annotated[str, Asking] = "",
     eval_samples: Annotated[int, typer.Option(min=1, help="its questions")] = 100,
-    steps: Annotated[int | None, typer.Option(min=0, help="steps of fine-tuning; 0: none; default: two epochs")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="steps of fine-tuning, rounded up to whole epochs; 0: none")
+    ] = None,
     export: Annotated[str, typer.Option(help="of packed, bitnet, gguf (TQ2_0), tq1_0, joined by commas")] = "packed",
     config: Annotated[Path | None, typer.Option(help="a flat YAML file of settings, e.g. muon_lr: 0.006")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on in a folder that is there")] = False,

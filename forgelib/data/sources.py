@@ -1,4 +1,4 @@
-"""Where rows come from: a local mirror, then the Hugging Face cache or hub, then a procedural twin (DESIGN, section 5).
+"""Where rows come from: a local mirror, then the Hugging Face cache or hub, then a procedural twin.
 
 A place that has no such dataset is passed over and the reason kept; a place that has it broken is an error, never a
 reason to go on.
@@ -117,7 +117,8 @@ def load_rows(
         if source == "real":
             raise DataError(
                 f"no real rows of {spec.name}. Looked in two places: {'; '.join(passed)}. "
-                "Put them in one of the two, or allow the procedural twin with source 'auto'."
+                "Put them in one of the two, or allow the procedural twin: source 'auto' (--data auto where a "
+                "command takes it)."
             )
     examples = twin(part, limit or 1000, seed)
     return Rows(examples, spec.name, part, "procedural", f"twin of {spec.name}, seed {seed}", part, "; ".join(passed))

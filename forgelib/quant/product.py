@@ -90,7 +90,8 @@ def kernel_in_use() -> str:
     if kernel is None:
         return f"torch._int_mm on int8 weights, four times the packed memory ({native.why_not()})"
     called = "" if kernel.binding else f", called through ctypes ({kernel.why_no_binding})"
-    return f"{native.PATHS[kernel.paths[-1]]} kernel, {'threads of torch' if kernel.threads else 'one thread'}{called}"
+    threads = "as many threads as torch" if kernel.threads else "one thread"
+    return f"{native.PATHS[kernel.paths[-1]]} kernel, {threads}{called}"
 
 
 def multiply(operand: Operand, x: Tensor, path: str | None = None, threads: int | None = None) -> Tensor:

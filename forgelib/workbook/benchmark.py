@@ -257,7 +257,15 @@ def gate_checks(
             "times as fast as torch float32", statistics.median(fast), p.speed_threshold, ">=", bounds, control=beside
         ),
         Check("ternary layers, times smaller on disk", smaller, p.compression_threshold, ">="),
-        Check("share of the quality kept", kept, p.quality_threshold, ">=", interval, control=others),
+        Check(
+            "share of the quality kept",
+            kept,
+            p.quality_threshold,
+            ">=",
+            interval,
+            control=others,
+            note=phase4.judged_by(before),
+        ),
         Check("anti-theater passed", float(tests.passed), 1.0, ">=", note=f"failed: {failed}" if failed else ""),
         Check("zeros in ternary layers", phase4.mean_sparsity(packed), p.sparsity_threshold, ">"),
     ]

@@ -127,6 +127,11 @@ def drop(before: Measured, after: Measured) -> float:
     return 1 - kept(before.found.judged(before.found), after.found.judged(before.found))
 
 
+def judged_by(before: Measured) -> str:
+    """What a check of the quality says beside it where answers do not count."""
+    return "" if enough_right(before.found) else "by probability: too few right answers to lose"
+
+
 def kept_interval(before: Measured, after: Measured, seed: int, resamples: int = 1000) -> tuple[float, float] | None:
     """95% bounds of the share of right answers kept: rows drawn anew within each category, the same rows of both.
 
@@ -308,7 +313,13 @@ def gate_checks(
     lost = reinforcement.surely_failed(theater)
     return [
         Check(
-            "share of the quality kept", 1 - drop(before, after), p.quality_threshold, ">=", interval, control=beside
+            "share of the quality kept",
+            1 - drop(before, after),
+            p.quality_threshold,
+            ">=",
+            interval,
+            control=beside,
+            note=judged_by(before),
         ),
         Check("zeros in ternary layers", mean_sparsity(model), p.sparsity_threshold, ">"),
         Check("ternary layers, times smaller on disk", smaller, p.compression_threshold, ">="),

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, SOFT, LINE = "#1c2330", "#5b6675", "#dfe3e8"
@@ -76,6 +77,9 @@ def curves(
     if not any(len(line.get_xdata()) for line in axes.lines):
         axes.text(0.5, 0.5, "nothing was measured", transform=axes.transAxes, ha="center", color=SOFT)
         axes.set(xticks=[], yticks=[])
+    elif all((line.get_xdata() == np.round(line.get_xdata())).all() for line in axes.lines):
+        # There is no generation 2.5.
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     if log:
         axes.set_yscale("log")
     _threshold(axes, threshold)

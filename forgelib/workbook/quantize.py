@@ -41,7 +41,7 @@ from forgelib.workbook.command_folder import alone_in, files_of, free_folder
 from forgelib.workbook.console import watched
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.quantize_asked import Asked, Settings, check_exports, refuse, refuse_length, settings
-from forgelib.workbook.quantize_report import EXPORTS, REPORT, add_to_report, is_there, say_plan, write_report
+from forgelib.workbook.quantize_report import EXPORTS, REPORT, add_to_report, exported, say_plan, write_report
 from forgelib.workbook.quantize_rows import Found, Material, enough_right, material, pad_of
 
 
@@ -54,8 +54,9 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
     p = settings(asked)
     free_folder(asked.out, asked.resume)
     if asked.resume and (asked.out / REPORT).is_file():
-        missing = tuple(name for name in asked.exports if not is_there(asked.out, name))
-        if not missing or is_there(asked.out, "packed"):
+        there = exported(asked.out)
+        missing = tuple(name for name in asked.exports if name not in there)
+        if not missing or "packed" in there:
             return _export_more(asked, missing, p, say)
     model, tokenizer = load_any(asked.model, "cpu")
     parent = copy.deepcopy(model).eval().requires_grad_(False)
@@ -80,7 +81,7 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
         found["packed"] = rows.measure(pack_model(model))  # the rest of the model is float16 now
         _drop(found, "packed", say)
         notes = _export(model, tokenizer, asked)
-        write_report(asked.out, p.model_dump(), model, found, notes, say)
+        write_report(asked.out, asked.exports, p.model_dump(), model, found, notes, say)
         shutil.rmtree(asked.out / "checkpoints", ignore_errors=True)
         return asked.out
 
@@ -97,7 +98,7 @@ def _export_more(asked: Asked, missing: tuple[str, ...], p: Settings, say: Calla
         except (PackedFolderError, ExportRefused) as error:
             raise ParameterError(f"--export {','.join(missing)}: {error}") from None
         tokenizer = AutoTokenizer.from_pretrained(asked.out / EXPORTS["packed"], local_files_only=True)
-        add_to_report(asked.out, _export(model, tokenizer, replace(asked, exports=missing)), say)
+        add_to_report(asked.out, missing, _export(model, tokenizer, replace(asked, exports=missing)), say)
     return asked.out
 
 
@@ -159,7 +160,9 @@ def _finetune(
         checkpointer=checkpointer,
         control=Control(asked.out),
     )
-    total = p.epochs * -(-len(rows.shown(0)) // p.batch_size)
+    n = len(rows.shown(0))
+    total = p.epochs * -(-n // p.batch_size)
+    say(f"  fine-tuning: {total} steps, {p.epochs} times {n} rows")
     for record in watched(tracker.follow(steps), total, "fine-tuning", ("loss",)):
         if record["step"] % 50 == 0 or "sparsity" in record:
             say(f"  step {record['step'] + 1}: loss {record['loss']:.3f}, rounding {record['rounding_share']:.2f}")

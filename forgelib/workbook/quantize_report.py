@@ -34,14 +34,18 @@ def say_plan(layers: list[Layer], model: nn.Module, say: Callable[[str], object]
         say(f"  and {len(refused) - 10} more linear layers stay")
 
 
-def is_there(out: Path, export: str) -> bool:
-    """Whether an export lies in the folder, as far as its last file tells."""
-    place = out / EXPORTS[export]
-    return place.is_file() or any((place / last).is_file() for last in ("packed.json", "model.safetensors"))
+def exported(out: Path) -> tuple[str, ...]:
+    """The exports that lie in a finished folder: its report names them, and is written when they are whole."""
+    try:
+        listed = [row["part"] for row in json.loads((out / REPORT).read_text())["sizes"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    return tuple(name for name, place in EXPORTS.items() if name + ON_DISK in listed and (out / place).exists())
 
 
 def write_report(
     out: Path,
+    exports: tuple[str, ...],
     settings: dict,
     packed: nn.Module,
     found: Mapping[str, Found],
@@ -51,7 +55,7 @@ def write_report(
     """The one table, and the same in report.json, which is written last."""
     layers = [module for module in packed.modules() if isinstance(module, PackedTernaryLinear)]
     parts = [row | {"times smaller": row["float32 bytes"] / row["stored bytes"]} for row in sizes(packed)]
-    rows = _with_exports(out, parts, say)
+    rows = _with_exports(out, parts, exports, say)
     say(f"  {'zeros in ternary layers':24} {sparsity(layers):>14.3f}")
     for name in (*found["before"].right, *found["before"].probability):
         of = "right" if name in found["before"].right else "probability"
@@ -64,20 +68,21 @@ def write_report(
     (out / REPORT).write_text(json.dumps(report, indent=1))
 
 
-def add_to_report(out: Path, notes: list[str], say: Callable[[str], object]) -> None:
+def add_to_report(out: Path, exports: tuple[str, ...], notes: list[str], say: Callable[[str], object]) -> None:
     """The report of a finished folder with the sizes of exports that came later, and what is to be said about them."""
     report = json.loads((out / REPORT).read_text())
-    report["sizes"] = _with_exports(out, [row for row in report["sizes"] if not row["part"].endswith(ON_DISK)], say)
+    parts = [row for row in report["sizes"] if not row["part"].endswith(ON_DISK)]
+    report["sizes"] = _with_exports(out, parts, (*exported(out), *exports), say)
     for note in notes:
         say(f"  {note}")
     report["notes"] += notes
     (out / REPORT).write_text(json.dumps(report, indent=1))
 
 
-def _with_exports(out: Path, parts: list[dict], say: Callable[[str], object]) -> list[dict]:
-    """The rows of the parts, and one of each export that lies in the folder; all are said."""
+def _with_exports(out: Path, parts: list[dict], exports: tuple[str, ...], say: Callable[[str], object]) -> list[dict]:
+    """The rows of the parts, and one of each export; all are said."""
     full = sum(row["float32 bytes"] for row in parts)
-    files = {name: _bytes(out / place) for name, place in EXPORTS.items() if is_there(out, name)}
+    files = {name: _bytes(out / EXPORTS[name]) for name in EXPORTS if name in exports}
     exports = [{"part": name + ON_DISK, "float32 bytes": full, "stored bytes": size} for name, size in files.items()]
     rows = parts + [row | {"times smaller": full / row["stored bytes"]} for row in exports]
     say(f"  {'part':24} {'float32 bytes':>14} {'stored bytes':>14} {'smaller':>9}")

@@ -75,10 +75,12 @@ def material(tokenizer, n_rows: int, n_calibration: int, asked: tuple[str, int],
     words = known_words(tokenizer)
     if words is None:
         return _of_datasets(tokenizer, n_rows, n_calibration, asked, options)
-    return _of_thoughts(tokenizer, words, n_rows, n_calibration, options)
+    return _of_thoughts(tokenizer, words, n_rows, n_calibration, asked, options)
 
 
-def _of_thoughts(tokenizer, words: Vocabulary, n_rows: int, n_calibration: int, options) -> Material:
+def _of_thoughts(
+    tokenizer, words: Vocabulary, n_rows: int, n_calibration: int, asked: tuple[str, int], options
+) -> Material:
     how = {
         "seed": options.seed,
         "strategies": tuple(words.tag_of),
@@ -89,13 +91,15 @@ def _of_thoughts(tokenizer, words: Vocabulary, n_rows: int, n_calibration: int, 
     pairs = _shuffled(encode_both_ways(tokenizer, rows, options.max_tokens), options.seed)
     pad = pad_of(tokenizer)
     batches = {"reasoning": batched(encode(tokenizer, held, options.max_tokens), pad)}
+    questions, told = _questions(asked, options)
 
     def measure(model: nn.Module) -> Found:
         found = reason(model, tokenizer, words, held, max_new_tokens=options.max_new_tokens, batch_size=16)
         right = {name: float(correct.mean()) for name, correct in found.by_strategy().items()}
-        return Found(right, probabilities(model, batches), len(held))
+        right |= _right(model, tokenizer, questions, options.max_new_tokens, lambda text: words.read(text).answer)
+        return Found(right, probabilities(model, batches), len(held) + len(questions))
 
-    source = f"{len(rows)} reasoning rows ({words.name}) to train on, {len(held)} held out"
+    source = f"{len(rows)} reasoning rows ({words.name}) to train on, {len(held)} held out{told}"
     calibration = batched([thought for thought, _ in pairs[:n_calibration]], pad)
     return Material(lambda epoch: shown_in(epoch, pairs, options), calibration, measure, source)
 
@@ -115,28 +119,43 @@ def _of_datasets(tokenizer, n_rows: int, n_calibration: int, asked: tuple[str, i
         raise DataError(f"no row of the datasets is short enough: max_tokens is {options.max_tokens}")
     pad = pad_of(tokenizer)
     batches = {name: batched(_texts(tokenizer, some, options.max_tokens), pad) for name, some in held.items()}
-    questions = abtest.unseen_examples(asked[0], asked[1], options.seed, options.data) if asked[0] else []
+    questions, told = _questions(asked, options)
 
     def measure(model: nn.Module) -> Found:
         right = _right(model, tokenizer, questions, options.max_new_tokens)
         return Found(right, probabilities(model, batches), len(questions))
 
     kinds = ", ".join(f"{sum(s == kind for s in sources.values())} {kind}" for kind in sorted(set(sources.values())))
-    source = f"rows of {len(names)} datasets ({kinds})"
-    if questions:
-        fewer = f", {asked[1]} were asked for" * (len(questions) < asked[1])
-        source += f"; {len(questions)} questions of {asked[0]} ({questions[0].source}{fewer})"
+    source = f"rows of {len(names)} datasets ({kinds}){told}"
     return Material(lambda epoch: encoded, batched(encoded[:n_calibration], pad), measure, source)
 
 
-def _right(model: nn.Module, tokenizer, questions: Sequence[Example], max_new_tokens: int) -> dict[str, float]:
-    """Share of right greedy answers; none where nothing is asked."""
+def _questions(asked: tuple[str, int], options) -> tuple[list[Example], str]:
+    """Unseen questions of the asked dataset, and what is told of them; none where none is asked for."""
+    name, n = asked
+    if not name:
+        return [], ""
+    questions = abtest.unseen_examples(name, n, options.seed, options.data)
+    fewer = f", {n} were asked for" * (len(questions) < n)
+    return questions, f"; {len(questions)} questions of {name} ({questions[0].source}{fewer})" if questions else ""
+
+
+def _right(
+    model: nn.Module,
+    tokenizer,
+    questions: Sequence[Example],
+    max_new_tokens: int,
+    answer_of: Callable[[str], str] = str,
+) -> dict[str, float]:
+    """Share of right greedy answers; none where nothing is asked. answer_of: what of a written text is the answer."""
     if not questions:
         return {}
     prompts = [question.prompt for question in questions]
     texts = greedy_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=16)
     same = abtest.comparison(questions[0].dataset)
-    right = [same(first_line(text), question.answer) for text, question in zip(texts, questions, strict=True)]
+    right = [
+        same(first_line(answer_of(text)), question.answer) for text, question in zip(texts, questions, strict=True)
+    ]
     return {questions[0].dataset: sum(right) / len(right)}
 
 

@@ -25,7 +25,7 @@ ABOUT = {
     1: "A small language model with a memory is trained, and three specialists from it.",
     2: "The three are merged by six techniques; evolution searches for the best merge, the champion.",
     3: "The champion learns to think before it answers; trials tell whether the thoughts are real.",
-    4: "Its weights are rounded to -1, 0 and 1, trained on, packed and exported.",
+    4: "Its weights are rounded to -1, 0 and 1, trained on and packed.",
 }
 #: Where the verdicts of a phase would stand.
 NO_GATE = "<p>No gate has been reached.</p>"
@@ -200,7 +200,7 @@ def _step_row(chapter: Chapter) -> dict[str, str]:
 
 def _gate_row(gate: Mapping[str, Any]) -> dict[str, str]:
     wrong = [tables.gate_row(row) for row in gate["rows"] if not row["passed"]]
-    why = "; ".join(f"{row['check']} {row['measured']}, needed {row['needed']}" for row in wrong)
+    why = "; ".join(f"{row['check']}: {row['measured']}, needed {row['needed']}" for row in wrong)
     return {"gate": gate["name"], "verdict": "passed" if gate["passed"] else "failed", "not passed": why}
 
 

@@ -110,6 +110,8 @@ def _by_openrouter(asked: Asked, words: Vocabulary, say: Callable[[str], object]
 
 
 def _by_local_model(asked: Asked, words: Vocabulary, say: Callable[[str], object]) -> None:
+    import forgelib.models  # noqa: F401 (registers Cognate with the Auto classes; here: it loads torch)
+
     strategies = tuple(words.tag_of)
     config = LocalTeacherConfig(
         asked.model, strategies, rows_per_strategy=-(-asked.rows // len(strategies)), seed=asked.seed

@@ -49,9 +49,9 @@ def test_files_are_as_small_as_promised(tmp_path):
     model = packed()
     folder = save_packed(model, tmp_path)
     layers = [m for m in model.modules() if isinstance(m, PackedTernaryLinear)]
-    weights, outputs = sum(m.in_features * m.out_features for m in layers), sum(m.out_features for m in layers)
+    weights = sum(m.in_features * m.out_features for m in layers)
     header = 8 + int.from_bytes((folder / TERNARY).read_bytes()[:8], "little")
-    assert (folder / TERNARY).stat().st_size - header <= weights / 5 + 4 * outputs + len(layers)
+    assert (folder / TERNARY).stat().st_size - header <= weights / 5 + (4 + 1) * len(layers), "a scale a layer"
     rest = load_file(folder / REST)
     assert "lm_head.weight" not in rest, "tied to the embedding, which is there"
     assert all(t.dtype == torch.float16 for t in rest.values())
@@ -138,6 +138,10 @@ def half_scales(t):
     t[f"{LAYER}.scales"] = t[f"{LAYER}.scales"].half()
 
 
+def two_scales(t):
+    t[f"{LAYER}.scales"] = t[f"{LAYER}.scales"][:1].repeat(2)
+
+
 def fewer_scales(t):
     t[f"{LAYER}.scales"] = t[f"{LAYER}.scales"][:-1].clone()
 
@@ -154,7 +158,7 @@ def one_too_many(t):
     "change",
     [
         *(above_242, shorter, other_type, nan_scale, infinite_scale, negative_scale),
-        *(half_scales, fewer_scales, no_scales, one_too_many),
+        *(half_scales, two_scales, fewer_scales, no_scales, one_too_many),
     ],
 )
 def test_tampered_layers_are_refused(folder, change):
@@ -290,3 +294,11 @@ def test_a_changed_config_of_the_same_layers_is_refused_by_its_seal(folder):
 def test_a_folder_from_before_there_was_a_seal_is_read(folder):
     change_config(folder, {})
     assert torch.equal(logits(load_packed(folder)), logits(packed()))
+
+
+def test_a_folder_with_equal_scales_for_every_output_is_read(folder):
+    tensors = load_file(folder / TERNARY)
+    outputs = {name: layer.out_features for name, layer in packed().named_modules() if f"{name}.scales" in tensors}
+    tensors |= {f"{name}.scales": tensors[f"{name}.scales"].repeat(n) for name, n in outputs.items()}
+    save_file(tensors, folder / TERNARY)
+    assert outputs and torch.equal(logits(load_packed(folder)), logits(packed()))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from forgelib.cli import app
@@ -87,15 +87,17 @@ def test_a_model_goes_in_and_every_export_comes_out(given, monkeypatch):
     assert not (out / "checkpoints").exists()
 
 
-def test_a_thinking_model_gets_reasoning_rows(given, tmp_path):
-    asked, told = given(thinks=True, hidden=64), []
+def test_a_thinking_model_gets_reasoning_rows(given, tmp_path, monkeypatch):
+    """And is asked the dataset beside them."""
+    monkeypatch.delenv("FORGE_DATASETS", raising=False)
+    asked, told = given(thinks=True, hidden=64, dataset="svamp", samples=3), []
     assert known_words(AutoTokenizer.from_pretrained(asked.model)).name == "forge-12"
     with pytest.raises(ParameterError, match="max_tokens is 48: raise it"):
         run_quantize(asked, told.append)
     run_quantize(replace(asked, config=_with(tmp_path, CONFIG, max_tokens=400)), told.append)
-    assert "reasoning rows (forge-12)" in told[0]
-    report = json.loads((asked.out / "report.json").read_text())
-    assert set(report["quality"]["before"]["right"]) == set(WORDS.tag_of)
+    assert "reasoning rows (forge-12)" in told[0] and "3 questions of svamp (procedural)" in told[0]
+    before = json.loads((asked.out / "report.json").read_text())["quality"]["before"]
+    assert set(before["right"]) == {*WORDS.tag_of, "svamp"} and before["asked"] == 28 + 3
 
 
 def _with(tmp_path, config, **changed):
@@ -259,12 +261,17 @@ def test_a_finished_folder_is_finished_and_a_strangers_folder_is_no_beginning(gi
 
 
 def test_a_further_export_of_a_finished_folder_trains_nothing_anew(given, monkeypatch):
+    """And what a kill left of an export is none: what is there, the report says, which is written when it is whole."""
     asked, told = given(hidden=256, steps=0), []
     run_quantize(asked, str)
+    (asked.out / "model-TQ2_0.gguf").write_bytes(b"GGUF")
+    (asked.out / "bitnet").mkdir()
+    (asked.out / "bitnet" / "model.safetensors").write_bytes(b"cut short")
     before = (asked.out / "packed" / "ternary.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(workbook, "quantize", lambda *_: pytest.fail("rounded anew"))
     run_quantize(replace(asked, resume=True, exports=("gguf", "bitnet")), told.append)
-    assert (asked.out / "model-TQ2_0.gguf").is_file() and (asked.out / "bitnet" / "model.safetensors").is_file()
+    assert (asked.out / "model-TQ2_0.gguf").stat().st_size > 10_000
+    assert AutoConfig.from_pretrained(asked.out / "bitnet").quantization_config["quant_method"] == "bitnet"
     assert (asked.out / "packed" / "ternary.safetensors").stat().st_mtime_ns == before
     report = json.loads((asked.out / "report.json").read_text())
     assert [row["part"] for row in report["sizes"]][-3:] == ["packed, on disk", "bitnet, on disk", "gguf, on disk"]

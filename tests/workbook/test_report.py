@@ -165,7 +165,7 @@ def test_the_index_lists_every_step_and_links_its_phase(chapter, tmp_path):
     assert "Datasets: 2 mirror, 1 hub" in page and "three specialists" in page
     for word in ('href="phase1.html"', "12_cognate_diversity", "1:05", "2026-01-01", "Diversity", "Latency"):
         assert word in page, word
-    assert "1 of 2 gates passed" in page and "latency 0.12, needed &gt; 0.3" in page and "halting 0.41" not in page
+    assert "1 of 2 gates passed" in page and "latency: 0.12, needed &gt; 0.3" in page and "halting: 0.41" not in page
 
 
 def test_all_gates_passed_is_green_only_where_no_step_is_missing(chapter, tmp_path):

@@ -1,10 +1,15 @@
 """`forge rows`: four makers, one file; what cannot be made is refused before anything is written."""
 
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
 from forgelib.cli import app
 from forgelib.data import DataError, read_rows, vocabulary
+from forgelib.data.tokenizer import train_bpe
+from forgelib.models import CognateConfig, CognateForCausalLM
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.row_making import Asked, make_rows
 
@@ -66,3 +71,14 @@ def test_a_file_where_a_folder_is_asked_for_is_named(tmp_path):
     with pytest.raises(ParameterError, match="is a file; name a folder"):
         make_rows(asked(tmp_path / "mine"), lambda line: None)
     assert (tmp_path / "mine").read_text() == "notes"
+
+
+def test_a_process_of_its_own_can_read_one_of_our_own_models(tmp_path):
+    """Cognate is no model of transformers: whoever reads one has to register it first."""
+    model = CognateForCausalLM(CognateConfig(vocab_size=300, d_model=16, d_ff=32, n_layers=1, n_heads=2))
+    model.save_pretrained(tmp_path / "model")
+    train_bpe(["Question: 1+2? Answer: 3"] * 4, 300)[0].save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-c", "from forgelib.cli import main; main()", "rows", "--maker", "local", "--rows", "6"]
+    command += ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "rows")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "200 texts in a row and none was a valid row" in done.stderr, done.stderr
