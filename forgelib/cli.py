@@ -92,6 +92,7 @@ def evo(
     ray: Annotated[bool, typer.Option("--ray", help="measure on a Ray cluster, or start a local one")] = False,
 ) -> None:
     """Evolve a champion out of any local Hugging Face models of one architecture."""
+    from forgelib.core.gates import GateFailed
     from forgelib.data import DataError
     from forgelib.merge import MergeRefused
     from forgelib.workbook.evo import Asked, run_evo
@@ -105,7 +106,7 @@ def evo(
     try:
         with ended_early(AGAIN):
             typer.echo(f"champion  {run_evo(asked, say)}")
-    except (MergeRefused, DataError) as error:
+    except (MergeRefused, DataError, GateFailed) as error:
         raise ParameterError(str(error)) from None
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from forgelib.core.artifacts import fsync
 from forgelib.core.paths import cache_dir
 
 TORCH = Path(torch.__file__).parent
@@ -41,19 +42,25 @@ def built(source: Path, headers: bool = False, flags: Sequence[str] = ()) -> Pat
     """The library compiled from <name>.cpp with its parts <name>_*.h and the shared headers, from the cache or into it.
 
     With `headers` it is compiled against Python and torch. Two processes may build at once: each into its own folder,
-    and the rename is atomic. Raises CannotBuild.
+    and the rename is atomic. The name ends with a hash of the library itself. Raises CannotBuild.
     """
     flags = [*FLAGS, *flags, *(_flags_for_torch() if headers else ())]
     parts = sorted(source.parent.glob(f"{source.stem}_*.h")) + sorted(SHARED.glob("cpp_*.h"))
     sources = [part.read_bytes() for part in (source, *parts)]
     system = (platform.system(), platform.machine(), *((torch.__version__,) if headers else ()))
     key = hashlib.sha256(b"|".join([*sources, *(part.encode() for part in (*flags, *system))]))
-    target = _folder() / f"{source.stem}-{key.hexdigest()[:20]}.so"
-    if not _opens(target):
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            fresh = Path(folder) / target.name
-            _compile([find_compiler(), str(source), "-o", str(fresh), f"-I{SHARED}", *flags, "-ldl"])
-            os.replace(fresh, target)
+    name, folder = f"{source.stem}-{key.hexdigest()[:20]}", _folder()
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        if _whole(path):
+            return path
+        path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        fresh = Path(own) / f"{name}.so"
+        _compile([find_compiler(), str(source), "-o", str(fresh), f"-I{SHARED}", *flags, "-ldl"])
+        _try(fresh)
+        target = folder / f"{name}-{_content(fresh)}.so"
+        fsync(fresh)
+        os.replace(fresh, target)
     return target
 
 
@@ -89,9 +96,25 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="forge-kernel-"))
 
 
-def _opens(path: Path) -> bool:
-    """Whether a whole library lies there: a damaged one is built anew."""
+def _content(path: Path) -> str:
+    """The hash that a library's name ends with."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def _whole(path: Path) -> bool:
+    """Whether a library is what was built: one that a full disk or a power cut damaged is built anew.
+
+    Its name tells; opening one that is cut short can end the process with a bus error.
+    """
     try:
-        return path.is_file() and bool(ctypes.CDLL(str(path)))
+        return path.stem.endswith(_content(path)) and bool(ctypes.CDLL(str(path)))
     except OSError:
         return False
+
+
+def _try(path: Path) -> None:
+    """Raises CannotBuild where a fresh library cannot be opened here: made for another processor, say."""
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CannotBuild(f"{find_compiler()} made a library that cannot be opened here: {error}") from None

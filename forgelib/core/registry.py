@@ -69,7 +69,12 @@ class Registry:
     def add(self, path: Path, manifest: dict, digest: str) -> None:
         """Index a published artifact; adding it again changes nothing."""
         with self._open() as database:
-            _insert(database, Path(path).resolve(), manifest, digest)
+            _insert(database, self._kept(path), manifest, digest)
+
+    def _kept(self, path: Path) -> Path:
+        """How a place is noted: below the root as seen from there, so that a run folder can be moved and copied."""
+        path = Path(path).resolve()
+        return path.relative_to(self.root) if path.is_relative_to(self.root) else path
 
     def take_up(self, digest: str) -> None:
         """A step was run again and ends in this artifact: from now on it is the newest of its kind."""
@@ -90,7 +95,7 @@ class Registry:
             for file in sorted((self.root / "artifacts").glob("*/manifest.json")):
                 with contextlib.suppress(ValueError, OSError, KeyError, TypeError, AttributeError):
                     text = file.read_bytes()
-                    _insert(database, file.parent, json.loads(text), hashlib.sha256(text).hexdigest())
+                    _insert(database, self._kept(file.parent), json.loads(text), hashlib.sha256(text).hexdigest())
             return database.execute("SELECT COUNT(*) FROM artifacts").fetchone()[0]
 
     def find(
@@ -118,16 +123,17 @@ class Registry:
         with self._open() as database:
             rows = database.execute(query + " ORDER BY MAX(created, COALESCE(at, '')) DESC, digest", values).fetchall()
         return [
-            {"path": Path(path), "digest": digest, "manifest": json.loads(manifest)}
+            {"path": self.root / path, "digest": digest, "manifest": json.loads(manifest)}
             for path, digest, manifest in rows
-            if Path(path, "manifest.json").is_file()
+            if Path(self.root, path, "manifest.json").is_file()
         ]
 
     def lineage(self, digest: str) -> list[dict]:
         """The artifact and all its ancestors: digest, depth (0 itself, 1 parents ...), name, step, path."""
         with self._open() as database:
             rows = database.execute(LINEAGE, (digest,)).fetchall()
-        return [dict(zip(("digest", "depth", "name", "step", "path"), row, strict=True)) for row in rows]
+        found = [dict(zip(("digest", "depth", "name", "step", "path"), row, strict=True)) for row in rows]
+        return [line | {"path": line["path"] and str(self.root / line["path"])} for line in found]
 
 
 def _write_ahead(database: sqlite3.Connection) -> None:

@@ -7,7 +7,17 @@ first needs them.
 
 from importlib import import_module
 
-from forgelib.data.schema import CATEGORIES, DataError, DatasetSpec, Example, FieldTypes, Row, RowError, check_fields
+from forgelib.data.schema import (
+    CATEGORIES,
+    DataError,
+    DatasetSpec,
+    Example,
+    FieldTypes,
+    NoSuchPart,
+    Row,
+    RowError,
+    check_fields,
+)
 from forgelib.data.thinking import STRATEGIES, Thought, Vocabulary, vocabulary
 
 _HOMES = {
@@ -35,6 +45,7 @@ __all__ = [
     "DatasetSpec",
     "Example",
     "FieldTypes",
+    "NoSuchPart",
     "Row",
     "RowError",
     "Thought",

@@ -5,6 +5,7 @@ A field is named by its path ("choices.text") with the type it must have. `to_ex
 only the row's content can show (a label of -1, an answer without a number) it refuses with RowError.
 """
 
+import math
 import re
 
 from forgelib.data import DatasetSpec, FieldTypes, Row, RowError
@@ -30,6 +31,8 @@ def plain_number(text: str, field: str) -> str:
         value = float(cleaned)
     except ValueError:
         raise RowError(field, f"must be a number, not {text[:40]!r}") from None
+    if not math.isfinite(value):
+        raise RowError(field, f"must be a number, not {text[:40]!r}")
     return str(int(value)) if value.is_integer() else cleaned
 
 

@@ -153,7 +153,7 @@ class DataBundle:
             stage, _, category = name.partition("/")
             pools[stage][category] = tensor
         heldout: dict[str, list[Example]] = defaultdict(list)
-        for line in (folder / "heldout.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in (folder / "heldout.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:  # a row may hold U+2028
             example = Example(**json.loads(line))
             heldout[example.category].append(example)
         bundle = cls(
@@ -161,7 +161,7 @@ class DataBundle:
             sources=tuple(SourceRow(**row) for row in plain["sources"]),
             tokenizer=PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
             tokenizer_note=plain["tokenizer_note"],
-            heldout_pools=pools.pop("heldout"),
+            heldout_pools=pools.pop("heldout", {}),
             pools={stage: pools[stage] for stage in CURRICULUM if stage in pools},
             heldout={name: tuple(rows) for name, rows in heldout.items()},
             notes=tuple(plain["notes"]),

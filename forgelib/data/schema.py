@@ -10,6 +10,10 @@ class DataError(ValueError):
     """Rows that cannot be used: the message names the place, the cause and the remedy."""
 
 
+class NoSuchPart(DataError):
+    """The dataset is there and has no such part: no test split with answers, say."""
+
+
 class RowError(DataError):
     """One field of one row is unusable; the reader of the file adds the file's name and the line."""
 

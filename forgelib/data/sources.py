@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
-from forgelib.data import DataError, DatasetSpec, Example, RowError
+from forgelib.data import DataError, DatasetSpec, Example, NoSuchPart, RowError
 
 PARTS = ("train", "heldout", "test")
 SOURCES = ("auto", "real", "procedural")
@@ -62,7 +62,7 @@ def split_plan(part: str, available: Iterable[str]) -> tuple[str, str]:
         raise DataError(f"there is no part '{part}'; choose one of {', '.join(PARTS)}")
     if part == "test":
         if "test" not in splits:
-            raise DataError(f"there is no test split with answers; there is {', '.join(sorted(splits)) or 'none'}")
+            raise NoSuchPart(f"there is no test split with answers; there is {', '.join(sorted(splits)) or 'none'}")
         return "test", "all"
     if "train" not in splits and "validation" not in splits:
         raise DataError(
@@ -142,7 +142,7 @@ def read_mirror(spec: DatasetSpec, folder: Path, part: str, limit: int | None, s
     try:
         split, which = split_plan(part, available)
     except DataError as error:
-        raise DataError(f"{folder}: {error}. Expected files named <split>.jsonl.gz.") from None
+        raise type(error)(f"{folder}: {error}. Expected files named <split>.jsonl.gz.") from None
     path = folder / f"{split}.jsonl.gz"
     rows = _documents(read_file(spec, path), spec.starts_document)
     examples = [example for example in rows if _wanted(example, which)]
@@ -227,7 +227,7 @@ class Hub:
         try:
             split, which = split_plan(part, spec.splits)
         except DataError as error:
-            raise DataError(f"{spec.hf_id}: {error}") from None
+            raise type(error)(f"{spec.hf_id}: {error}") from None
         rows = _documents(self._examples(spec, split), spec.starts_document)
         examples = list(itertools.islice((one for one in rows if _wanted(one, which)), limit))
         origin = spec.hf_id + (f" ({spec.config})" if spec.config else "")

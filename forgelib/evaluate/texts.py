@@ -101,7 +101,7 @@ def read_texts(forward: Callable[[Batch], Tensor], texts: Texts) -> tuple[np.nda
     """Losses [n] and right answers [n] from `forward(batch) -> logits [B, T, V]`.
 
     An answer counts as right where each of its tokens is the most likely one after the true tokens before it: exactly
-    then greedy generation writes it, so no generation is needed.
+    then greedy generation begins with it, so no generation is needed. Whether the text ends there is not asked.
     """
     losses, right = np.empty(len(texts)), np.full(len(texts), np.nan)
     for batch in texts.batches:

@@ -2,9 +2,10 @@
 
     pattern "ABC": layer l comes from model A, B, C for l mod 3 = 0, 1, 2
 
-What lies outside the layers (embedding, final norm, head, a network that all layers share) comes from the first
+What lies outside the layers (embedding, final norm, head) comes from the first
 letter's model, all of it: the head must read what the norm before it was trained to give, and a tied head is the
-embedding. That model also gives layer 0, which is what reads the embedding.
+embedding. That model also gives layer 0, which is what reads the embedding. A second stack of numbered layers, such as
+Cognate's recursion network, follows the same pattern from its own layer 0.
 """
 
 from collections.abc import Iterable

@@ -4,14 +4,18 @@
     elect   gamma = sign(sum_i tau_i) by element: the sign with the greater mass
     merge   child = base + scale mean over { i : sign(tau_i) = gamma, tau_i != 0 } of tau_i
 
-Where positive and negative mass are exactly equal no sign is elected and the element stays the base's (mergekit elects
-plus). Elements of the very magnitude of the k-th all stay.
+Where positive and negative mass are equal, as far as float32 weights can tell, no sign is elected and the element stays
+the base's (mergekit elects plus). The task vectors of two models from their own mean are opposite, and what their sum
+differs from zero by is the rounding of the mean. Elements of the very magnitude of the k-th all stay.
 """
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+#: Half a unit in the last place of a float32 weight, twice: what a difference of two may be off by, as a share of them.
+ROUNDING = torch.finfo(torch.float32).eps
 
 
 def kth_magnitude(task_vector: Iterable[tuple[Tensor, Tensor]], size: int, top_k: float) -> float:
@@ -48,7 +52,11 @@ def add_what_agrees(
     for tau, factor in zip(trimmed, factors or [1.0] * len(trimmed), strict=True):
         if factor != 1:
             tau.mul_(factor)
-    elected = sum(trimmed[1:], start=trimmed[0].clone()).sign_()
+    elected = sum(trimmed[1:], start=trimmed[0].clone())
+    noise = base.abs().mul_(len(trimmed))
+    for tau in trimmed:
+        noise.add_(tau.abs())
+    elected = elected.sign().mul_(elected.abs() > noise.mul_(ROUNDING))
     out.zero_()
     agreeing = torch.zeros_like(out)
     for tau in trimmed:

@@ -221,6 +221,7 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (the library's own form)
+    accepts_loss_kwargs = False  # the loss is a mean over this batch: transformers' Trainer divides when it accumulates
 
     def __init__(self, config: CognateConfig):
         super().__init__(config)

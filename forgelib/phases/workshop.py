@@ -141,8 +141,12 @@ def dials_of(folder: str | Path) -> dict:
 
 
 def load_config(folder: str | Path):
-    """The configuration of a local model folder."""
-    return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    """The configuration of a local model folder. Raises MergeRefused where it is none that can be read."""
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # of wrong fields transformers raises anything
+        said = " ".join(str(error).split())[:300]
+        raise MergeRefused(f"{folder}: its config.json cannot be read ({type(error).__name__}: {said})") from None
 
 
 @contextlib.contextmanager

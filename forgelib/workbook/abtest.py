@@ -16,7 +16,7 @@ from forgelib.core.artifacts import Artifact
 from forgelib.core.gates import Check
 from forgelib.core.rng import stream
 from forgelib.core.run import Run, open_run
-from forgelib.data import DataError, Example, ReasoningRow, Vocabulary, write_rows
+from forgelib.data import DataError, Example, NoSuchPart, ReasoningRow, Vocabulary, write_rows
 from forgelib.data.prepare import load_rows
 from forgelib.data.trace_checks import flaw
 from forgelib.data.traces import procedural_rows
@@ -91,7 +91,7 @@ def unseen_examples(name: str, n: int, seed: int, source: str = "auto") -> list[
     """Questions of a dataset's test part, or of its held-out part where it has no other."""
     try:
         return load_rows(name, "test", source=source, limit=n, seed=seed).examples
-    except DataError:
+    except NoSuchPart:
         return load_rows(name, "heldout", source=source, limit=n, seed=seed).examples
 
 

@@ -63,6 +63,8 @@ def place(path: Path) -> tuple[Path, dict[str, str]]:
         raise ParameterError(f"--model {path}: is packed already; forgelib.quant.load_packed reads it")
     if (path / "packed" / "packed.json").is_file():
         raise ParameterError(f"--model {path}: is what forge quantize wrote: its models lie in the folders below")
+    if (path / "adapter_config.json").is_file():
+        raise ParameterError(f"--model {path}: holds an adapter: merge it into its model first, with peft")
     if (path / "config.json").is_file():
         if _quantized(path / "config.json"):
             raise ParameterError(f"--model {path}: is quantized already: give the model that it was made from")

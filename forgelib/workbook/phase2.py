@@ -17,8 +17,8 @@ from forgelib.core.registry import Registry
 from forgelib.core.rng import stream
 from forgelib.core.run import MissingInput, Run, latest_artifact, open_run
 from forgelib.core.tracking import JOURNAL, read_journal
-from forgelib.data import DataError, Example
-from forgelib.data.leakage import leaked_prompts
+from forgelib.data import DataError, Example, NoSuchPart
+from forgelib.data.leakage import leaked
 from forgelib.data.packing import encode_examples
 from forgelib.data.prepare import DataBundle, load_rows
 from forgelib.evaluate.texts import Texts, batch_texts
@@ -157,14 +157,15 @@ def champion_examples(p: EvoEvolve, bundle: DataBundle) -> list[Example]:
     pools = [pool for stage in bundle.pools.values() for pool in stage.values()]
     prompts = [ids for ids, _ in encode_examples(bundle.tokenizer, found)]
     eos = bundle.tokenizer.eos_token_id
-    return [e for e, ids in zip(found, prompts, strict=True) if not (ids and leaked_prompts(pools, [ids], eos))]
+    known = leaked(pools, prompts, eos)
+    return [e for e, ids, seen in zip(found, prompts, known, strict=True) if not (ids and seen)]
 
 
 def unseen_rows(dataset: str, source: str, n: int, seed: int, seen: set[str]) -> list[Example]:
     """At most `n` test rows, or further held-out rows where there is no test split; no prompt of `seen` among them."""
     try:
         rows = load_rows(dataset, "test", source=source, limit=n, seed=seed).examples
-    except DataError:
+    except NoSuchPart:
         rows = load_rows(dataset, "heldout", source=source, limit=n + len(seen), seed=seed).examples
     return [example for example in rows if example.prompt not in seen][:n]
 

@@ -177,6 +177,10 @@ def _fall_back(
     """
     before, measured, model = found["before"], [], copy.deepcopy(parent)
     convert(model, config.rounding, config.keep, config.smallest)
+    if "fine-tuned" in found and _drop(found, "rounded") <= p.fall_back_above:
+        say("  fine-tuning made it worse than rounding had: the rounded parent is taken as it is")
+        found["not fine-tuned"] = found["rounded"]
+        return model
 
     def measure(model: nn.Module) -> dict[str, float]:
         measured.append(rows.measure(model))

@@ -15,6 +15,7 @@ from typing import Any
 from forgelib.core.artifacts import MANIFEST, code_digest, file_sha256
 from forgelib.core.paths import datasets_mirror, repo_root, reports_dir, runs_dir
 from forgelib.core.registry import Registry
+from forgelib.workbook.command_folder import check_place
 from forgelib.workbook.console import Console
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.plan import (
@@ -48,6 +49,7 @@ def run_plan(
     if (mirror := datasets_mirror()) is not None and not mirror.is_dir():
         raise ParameterError(f"the mirror {mirror} is no folder: correct FORGE_DATASETS or leave it unset")
     console, reports = console or Console(), reports or reports_dir()
+    check_place(reports, "--reports")
     plan, pages = available(PLAN), available(PAGES)
     chosen = select(only, (*plan, *pages)) if only else plan
     folder, keys = executed_dir(asked), step_keys(plan, asked)

@@ -67,6 +67,17 @@ def test_found_by_name_step_key_and_tags_newest_first(tmp_path):
     assert registry.find(key="a" * 12)[0]["path"] == trunk.path
 
 
+def test_a_run_folder_that_was_copied_or_moved_holds_its_own_artifacts(tmp_path):
+    *_, baked = family(Registry(tmp_path / "first"))
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    copy = Registry(tmp_path / "copy")
+    (found,) = copy.find(name="baked")
+    assert found["path"] == tmp_path / "copy" / "artifacts" / baked.path.name and not copy.rebuilt
+    assert all(str(tmp_path / "copy") in line["path"] for line in copy.lineage(baked.digest))
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert Registry(tmp_path / "moved").find(name="baked")[0]["path"].is_relative_to(tmp_path / "moved")
+
+
 def test_adding_twice_changes_nothing(tmp_path):
     registry = Registry(tmp_path)
     made = publish(registry, "trunk", "a", seed=0)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,6 +98,13 @@ def test_a_saved_bundle_comes_back_bit_for_bit(bundle, tmp_path):
     assert loaded.tokenizer(text)["input_ids"] == bundle.tokenizer(text)["input_ids"]
     assert loaded.tokenizer.eos_token_id == bundle.tokenizer.eos_token_id
     assert not [path for path in (tmp_path / "data").rglob("*") if path.suffix in {".pt", ".bin", ".pkl"}]
+
+
+def test_a_row_may_hold_what_python_takes_for_the_end_of_a_line(bundle, tmp_path):
+    first, *others = bundle.heldout["math"]
+    odd = replace(first, prompt="one\u2028two\u0085three\x0cfour " + first.prompt)
+    with_it = replace(bundle, heldout={**bundle.heldout, "math": (odd, *others)})
+    assert DataBundle.load(with_it.save(tmp_path / "data")).heldout["math"][0] == odd
 
 
 def test_a_changed_or_missing_file_is_noticed(bundle, tmp_path):

@@ -340,3 +340,12 @@ def test_emphasis_turns_the_weights_of_one_group_alone():
         recipe("000").merge(models, base, Genes(emphasis=((1, 1, 1),)))
     with pytest.raises(ValueError, match="between 0 and 4"):
         Genes(emphasis=((1, -1),))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["far apart", "near each other"])
+def test_ties_of_two_models_about_their_own_mean_is_that_mean(scale):
+    """Their task vectors are opposite: what is left of the sum is the rounding of the mean, and elects no sign."""
+    first = weights(0)
+    second = weights(1, around=first, step=scale)
+    mean = linear([first, second])
+    assert near(ties([first, second], mean, 1.0), mean, 1e-6)

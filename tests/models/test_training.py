@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import Trainer, TrainingArguments
 
 from forgelib.models import layers
 from forgelib.models.recursion import active_tokens, put_tokens, refine, supervision_weights, take_tokens
@@ -131,3 +132,16 @@ def test_training_lowers_the_loss_with_halting_and_memory_on(tiny, text):
     assert losses[-1] < 0.6 * losses[0]
     assert output.cycle_losses.isfinite().all() and 0 < output.gate_entropy < 0.7
     assert output.memory_share.shape == (2,) and ((output.memory_share > 0) & (output.memory_share < 1)).all()
+
+
+def test_transformers_trainer_accumulates_the_same_gradient(tiny, text, tmp_path):
+    """Eight rows at once, or two at a time four times: the mean of the same losses."""
+    rows = [{"input_ids": row, "labels": row} for row in text(8, 12)]
+    norms = []
+    for batch, times in ((8, 1), (2, 4)):
+        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": times, "max_steps": 1}
+        quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "logging_steps": 1}
+        trainer = Trainer(tiny(), TrainingArguments(str(tmp_path), **sizes, **quiet), train_dataset=rows)
+        trainer.train()
+        norms.append(next(entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry))
+    assert norms[0] == pytest.approx(norms[1], rel=0.02)

@@ -76,10 +76,23 @@ def test_a_damaged_library_is_built_anew_and_a_whole_one_is_kept(fresh, monkeypa
     assert cpp.built(SOURCE) == path and path.stat().st_mtime_ns == before
     elsewhere = fresh.parent / "elsewhere"
     (elsewhere / "kernels").mkdir(parents=True)
-    (elsewhere / "kernels" / path.name).write_bytes(b"no library")
     monkeypatch.setattr(cpp, "cache_dir", lambda: elsewhere)
-    assert cpp.built(SOURCE).read_bytes() == path.read_bytes()
-    assert len(list((elsewhere / "kernels").iterdir())) == 1
+    whole = path.read_bytes()
+    for damaged in (b"no library", whole[:5000], whole[:8192] + bytes(4096) + whole[12288:]):
+        (elsewhere / "kernels" / path.name).unlink(missing_ok=True)  # the one before is open in this process
+        (elsewhere / "kernels" / path.name).write_bytes(damaged)
+        assert cpp.built(SOURCE).read_bytes() == whole, "opened as it is, the second ends the process"
+        assert len(list((elsewhere / "kernels").iterdir())) == 1
+
+
+def test_a_compiler_whose_library_does_not_open_is_named(fresh, monkeypatch, tmp_path):
+    other = tmp_path / "c++"
+    other.write_text('#!/bin/sh\nprintf "made for another processor" > "$3"\n')
+    other.chmod(0o755)
+    monkeypatch.setenv("CXX", str(other))
+    assert native.kernel() is None
+    assert "torch._int_mm" in kernel_in_use() and "made a library that cannot be opened here" in kernel_in_use()
+    assert not list(fresh.iterdir())
 
 
 @compiled

@@ -89,6 +89,12 @@ def test_a_class_that_compares_a_token_with_itself_is_refused(folder):
     assert "how well it repeats a token" in refusal(folder)
 
 
+def test_an_adapter_beside_the_model_is_refused(folder):
+    """transformers would put it into the model, and what is made of that no packed folder can name."""
+    (folder / "adapter_config.json").write_text("{}")
+    assert "holds an adapter" in refusal(folder)
+
+
 def test_a_configuration_that_quantizes_nothing_is_no_quantized_model(folder):
     config(folder, quantization_config=None)
     assert load_any(folder, "cpu")[0].dtype == torch.float32

@@ -138,6 +138,8 @@ def test_bad_parameters_are_refused_before_any_kernel(house, write_chapter, no_k
     for asked in ({"profile": "nope"}, {"seed": -1}, {"data": "made up"}):
         with pytest.raises(ParameterError):
             run_plan(asked)
+    with pytest.raises(ParameterError, match="--reports /proc/here: cannot be made"):
+        run_plan({}, reports=Path("/proc/here"))
     assert not (house / "reports").exists()
 
 

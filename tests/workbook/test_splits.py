@@ -1,5 +1,7 @@
 """What the search saw, what chose the champion and what scored it: three splits that share no prompt."""
 
+import gzip
+import json
 from dataclasses import replace
 
 import pytest
@@ -103,3 +105,16 @@ def test_a_moved_threshold_or_worker_is_no_other_search(tmp_path, monkeypatch):
 
     assert key() == key(fitness_threshold=1.1) == key(workers=3) == key(champion_rows=9) == key(controls="untrained")
     assert len({key(), key(search_rows=5), key(race_rows=3), key(winners=3), key(generations=7), key(seed=1)}) == 6
+
+
+def test_a_damaged_test_split_is_an_error_and_no_missing_one(tmp_path, monkeypatch):
+    """The champion would be scored on other rows, and nobody told."""
+    monkeypatch.setenv("FORGE_DATASETS", str(tmp_path))
+    (tmp_path / "gsm8k").mkdir()
+    row = json.dumps({"question": "What is 1 + 2?", "answer": "1 + 2 = 3\n#### 3"}) + "\n"
+    for split in ("train", "test"):
+        (tmp_path / "gsm8k" / f"{split}.jsonl.gz").write_bytes(gzip.compress(row.encode()))
+    assert len(phase2.unseen_rows("gsm8k", "auto", 5, 0, set())) == 1
+    (tmp_path / "gsm8k" / "test.jsonl.gz").write_bytes(gzip.compress(row.encode())[:20])
+    with pytest.raises(DataError, match=r"test\.jsonl\.gz"):
+        phase2.unseen_rows("gsm8k", "auto", 5, 0, set())
