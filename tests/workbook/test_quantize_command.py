@@ -130,6 +130,18 @@ def test_beyond_the_last_limit_the_parents_layers_come_back(given, tmp_path, mon
     )
 
 
+def test_a_fine_tuning_that_made_it_worse_is_left_out(given, tmp_path, monkeypatch):
+    """Rounding alone was within the limit: no layer has to be put back."""
+    asked, told = given(hidden=64, config=_with(tmp_path, CONFIG, fall_back_above=0.1).read_text()), []
+    found = iter([0.5, 0.49, 0.1, 0.49])
+    planted = _planted(workbook.material, lambda model: Found({}, {"text": next(found)}, 0))
+    monkeypatch.setattr(workbook, "material", planted)
+    run_quantize(asked, told.append)
+    report = json.loads((asked.out / "report.json").read_text())
+    assert report["ternary layers"] == 7 and list(report["quality"])[-2:] == ["not fine-tuned", "packed"]
+    assert any("fine-tuning made it worse than rounding had" in line for line in told)
+
+
 def _dear(real):
     """Costs of layers as they are, but for one that costs too much."""
 
