@@ -96,10 +96,11 @@ def bake(
 
     What is looked at, and what `model` holds at the end, is the moving average of its weights.
 
-    Yields a record a step: step, epoch, loss (nats per token of trace and answer), learning_rate, grad_norm, tokens,
-    tokens_per_second; and where it was looked at, accuracy_overall, accuracy_<strategy>, token_usage_<tag> and
-    convergence_progress (1: the targets are surely reached). Raises ValueError without rows, or with a batch of fewer
-    than one; NonFiniteError naming the step and the first broken layer; RunStopped when `control` asked for it.
+    Yields a record a step: step, epoch, loss (the model's own in training, nats per token of trace and answer; a
+    Cognate's holds its halting loss and bonus, too), learning_rate, grad_norm, tokens, tokens_per_second; and
+    where it was looked at, accuracy_overall, accuracy_<strategy>, token_usage_<tag> and convergence_progress (1: the
+    targets are surely reached). Raises ValueError without rows, or with a batch of fewer than one;
+    NonFiniteError naming the step and the first broken layer; RunStopped when `control` asked for it.
     """
     if not train or not watch:
         raise ValueError(f"baking needs rows to train on and to watch: got {len(train)} and {len(watch)}")

@@ -34,7 +34,8 @@ def entry_html(entry: Mapping[str, Any]) -> str:
     heads = "".join(f"<th>{name}</th>" for name in ("thought", "drawn", "coherence", "answer", "added"))
     return (
         f"<div><p><b>{html.escape(_question(entry))}</b> true answer {html.escape(entry['answer'])}, without a thought "
-        f"its probability is {entry['without']:.2f}</p><table><tr>{heads}</tr>{rows}</table></div>"
+        f"its probability is {entry['without']:.2f}</p>"
+        f'<div class="scroll"><table><tr>{heads}</tr>{rows}</table></div></div>'
     )
 
 
