@@ -206,7 +206,7 @@ def sizes(model: nn.Module) -> list[dict]:
     for module in model.modules():
         if isinstance(module, PackedTernaryLinear):
             weights, bias = module.out_features * module.in_features, module.out_features * (module.bias is not None)
-            stored = -(-weights // DIGITS) + 4 * (module.out_features + bias)
+            stored = -(-weights // DIGITS) + 4 * (module.stored_scales().numel() + bias)
             _add(rows, "ternary layers", weights, 4 * (weights + bias), stored, module.resident_bytes())
             continue
         kept = [t for name, t in module._buffers.items() if name not in module._non_persistent_buffers_set]

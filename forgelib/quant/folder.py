@@ -106,8 +106,8 @@ def save_packed(model: nn.Module, folder: Path | str) -> Path:
 
 def _stored_parts(layer: PackedTernaryLinear) -> dict[str, Tensor]:
     check_packed(layer.codes, layer.scales, layer.bias, layer.out_features, layer.in_features)
-    scales = layer.scales[:1].clone() if bool((layer.scales == layer.scales[0]).all()) else layer.scales
-    parts = {"codes": to_base3(unpack(layer.codes, layer.out_features, layer.in_features)), "scales": scales}
+    codes = to_base3(unpack(layer.codes, layer.out_features, layer.in_features))
+    parts = {"codes": codes, "scales": layer.stored_scales()}
     return parts if layer.bias is None else {**parts, "bias": layer.bias}
 
 

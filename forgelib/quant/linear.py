@@ -129,6 +129,10 @@ class PackedTernaryLinear(nn.Module):
         kept = sum(t.nbytes for t in (self.codes, self.scales, self.bias) if t is not None)
         return kept + (0 if self._operand is None else self._operand.extra_bytes())
 
+    def stored_scales(self) -> Tensor:
+        """The scales as they lie on disk: one where all are equal."""
+        return self.scales[:1].clone() if bool((self.scales == self.scales[0]).all()) else self.scales
+
     def _forget(self) -> None:
         self._operand = None
         if self.shared is not None:
