@@ -29,13 +29,13 @@ def flat_settings(file: Path | None) -> dict[str, object]:
     return {str(name): value for name, value in given.items()}
 
 
-def check_place(out: Path, option: str = "--out") -> None:
+def check_place(out: Path) -> None:
     """Raises ParameterError where the folder to write to is a file, or cannot be made where it is asked for."""
     if (out.exists() or out.is_symlink()) and not out.is_dir():
-        raise ParameterError(f"{option} {out}: is a file; name a folder, which need not be there yet")
+        raise ParameterError(f"--out {out}: is a file; name a folder, which need not be there yet")
     there = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ParameterError(f"{option} {out}: cannot be made, {there} is no folder that can be written to")
+        raise ParameterError(f"--out {out}: cannot be made, {there} is no folder that can be written to")
 
 
 def free_folder(out: Path, resume: bool) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 from forgelib.core.artifacts import MANIFEST, code_digest, file_sha256
 from forgelib.core.paths import datasets_mirror, repo_root, reports_dir, runs_dir
 from forgelib.core.registry import Registry
-from forgelib.workbook.command_folder import check_place
 from forgelib.workbook.console import Console
 from forgelib.workbook.params import ParameterError
 from forgelib.workbook.plan import (
@@ -49,11 +48,14 @@ def run_plan(
     if (mirror := datasets_mirror()) is not None and not mirror.is_dir():
         raise ParameterError(f"the mirror {mirror} is no folder: correct FORGE_DATASETS or leave it unset")
     console, reports = console or Console(), reports or reports_dir()
-    check_place(reports, "--reports")
     plan, pages = available(PLAN), available(PAGES)
     chosen = select(only, (*plan, *pages)) if only else plan
     folder, keys = executed_dir(asked), step_keys(plan, asked)
     keys |= {page.name: f"as of {time.time_ns()}" for page in pages}  # a page holds only now
+    try:
+        reports.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ParameterError(f"--reports {reports}: cannot be made ({error.strerror})") from None
     console.say(f"Agent Forge · {folder.name} · executed notebooks in {folder}")
     needed = {name for step in chosen for name in step.needs}
     for step in reversed(plan):  # what the chosen ones rest on
