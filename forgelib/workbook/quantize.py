@@ -53,11 +53,10 @@ def run_quantize(asked: Asked, say: Callable[[str], object]) -> Path:
     """
     p = settings(asked)
     free_folder(asked.out, asked.resume)
-    if asked.resume and (asked.out / REPORT).is_file():
-        there = exported(asked.out)
-        missing = tuple(name for name in asked.exports if name not in there)
-        if not missing or "packed" in there:
-            return _export_more(asked, missing, p, say)
+    there = exported(asked.out)
+    missing = tuple(name for name in asked.exports if name not in there)
+    if not missing or "packed" in there:
+        return _export_more(asked, missing, p, say)
     model, tokenizer = load_any(asked.model, "cpu")
     parent = copy.deepcopy(model).eval().requires_grad_(False)
     config = QuantizeConfig(Rounding(p.per_row, p.threshold), put_back=p.put_back)

@@ -133,6 +133,7 @@ BROKEN = {
         lambda raw: gzip.compress(b'{"question": "a", "answer": "one"}\n'),
         "'answer' has no final number",
     ),
+    "no finite number": (lambda raw: gzip.compress(b'{"question": "a", "answer": "#### nan"}\n'), "must be a number"),
     "a word for a number": (lambda raw: gzip.compress(b'{"question": "a", "answer": "#### x"}\n'), "must be a number"),
     "empty": (lambda raw: gzip.compress(b""), "no rows"),
     "zero bytes": (lambda raw: b"", "no rows"),

@@ -104,6 +104,12 @@ def test_what_cannot_be_merged_is_refused_before_any_work(folders, tmp_path, mon
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "damaged or cut short" in refusal(monkeypatch, capsys, folders, out, models=("a", str(broken)))
 
+    shutil.copytree(folders / "b", broken, dirs_exist_ok=True)
+    for text in ("{", "[]", '{"model_type": "nothing known"}'):
+        (broken / "config.json").write_text(text)
+        for models in (("a", str(broken)), (str(broken), "a")):
+            assert "config.json cannot be read" in refusal(monkeypatch, capsys, folders, out, models=models)
+
     wide = tmp_path / "wide"
     LlamaForCausalLM(
         LlamaConfig(**{**json.loads((folders / "a" / "config.json").read_text()), "hidden_size": 32})
